@@ -1,0 +1,372 @@
+"""The command line: arguments -> calls -> exit code. The only place that prints or exits.
+
+Everything beyond click is imported inside the command that needs it, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from loadgen import __version__
+from loadgen.errors import LoadgenError, UsageError
+
+EPILOG = "Exit codes: 0 valid, 1 ran but a verdict failed, 2 usage or bad input, 3 an engine failed."
+DEFAULT_DURATION = "20s"
+
+
+@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="loadgen")
+def cli() -> None:
+    """A load tester for LLM servers whose numbers are true.
+
+    \b
+    loadgen sweep --concurrency 1,8,64                 the embedded engine: a first look
+    loadgen sweep --concurrency 1,8,64 --url http://127.0.0.1:8000
+    loadgen report RUN                                 the table and page of a run, again
+    loadgen calibrate                                  what this machine can measure
+    """
+
+
+def main() -> None:
+    """The entry point: no user's mistake ends in a traceback."""
+    try:
+        code = cli.main(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except LoadgenError as error:
+        click.echo(f"loadgen: {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of our output has gone; there is nobody left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _parse_levels(text: str) -> list[int]:
+    levels = []
+    for piece in text.split(","):
+        try:
+            level = int(piece)
+        except ValueError:
+            raise UsageError(f"--concurrency takes numbers such as 1,8,64; {piece.strip()!r} is none") from None
+        if level < 1:
+            raise UsageError(f"--concurrency: a level must be 1 or above, not {level}")
+        levels.append(level)
+    return levels
+
+
+def _parse_headers(lines: tuple[str, ...], api_key: str | None) -> dict[str, str]:
+    from loadgen.endpoint import check_header
+
+    headers = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon:
+            raise UsageError(f"--header takes 'Name: value', not {line!r}")
+        headers[name.strip()] = value.strip()
+    if api_key:
+        headers["Authorization"] = f"Bearer {api_key}"
+    for name, value in headers.items():
+        check_header(name, value)
+    return headers
+
+
+def _parse_timeouts(text: str | None) -> Any:
+    from loadgen.units import parse_duration_s
+    from loadgen.wire import Timeouts
+
+    names = {name.removesuffix("_s"): name for name in Timeouts.__struct_fields__}
+    values = {}
+    for piece in text.split(",") if text else []:
+        name, equals, value = piece.partition("=")
+        key = names.get(name.strip().replace("-", "_"))
+        if not equals or key is None:
+            raise UsageError(f"--timeout takes {', '.join(names)} with a duration, such as first_token=60s; not {piece!r}")
+        values[key] = parse_duration_s(value)
+    return Timeouts(**values)
+
+
+def _parse_extra_body(text: str | None) -> dict[str, bytes]:
+    import msgspec
+
+    if not text:
+        return {}
+    try:
+        return {key: bytes(value) for key, value in msgspec.json.decode(text, type=dict[str, msgspec.Raw]).items()}
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        raise UsageError(f"--extra-body takes a JSON object: {error}") from None
+
+
+def _source(dataset: str | None, input_tokens: str | None, output_tokens: str | None, vocab: int, seed: int) -> Any:
+    from loadgen.prompts import DEFAULT_OUTPUT_TOKENS, FIRST_TOKEN_ID, SourceSpec, TokenRange, parse_token_range
+
+    output = None if output_tokens is None else parse_token_range(output_tokens, "--output-tokens")
+    if dataset is not None:
+        if input_tokens is not None:
+            raise UsageError("--dataset and --input-tokens exclude each other: the prompts come from one of them")
+        if output is not None and output.low != output.high:
+            raise UsageError("--output-tokens must be one number beside --dataset")
+        return SourceSpec(seed=seed, path=dataset, output_tokens=output)
+    if vocab <= FIRST_TOKEN_ID:
+        raise UsageError(f"--vocab-size must be above {FIRST_TOKEN_ID}, not {vocab}")
+    return SourceSpec(
+        seed=seed,
+        input_tokens=TokenRange(256, 256) if input_tokens is None else parse_token_range(input_tokens, "--input-tokens"),
+        output_tokens=output or TokenRange(DEFAULT_OUTPUT_TOKENS, DEFAULT_OUTPUT_TOKENS),
+        vocab_size=vocab,
+    )
+
+
+def _sim_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What the embedded engine can be told; shared by ``sweep`` and ``engines serve sim``."""
+    from loadgen.engines.sim_model import GPUS, MODELS
+
+    for option in reversed(
+        [
+            click.option("--sim-mode", type=click.Choice(["batch", "fixed"]), default="batch", show_default=True,
+                         help="batch: a model of a GPU. fixed: the timing below, exactly."),
+            click.option("--sim-gpu", type=click.Choice(sorted(GPUS)), default="a100-80gb", show_default=True),
+            click.option("--sim-model", type=click.Choice(sorted(MODELS)), default="qwen1.5-4b", show_default=True),
+            click.option("--sim-ttft", default="50ms", show_default=True, help="Mode fixed: time to first token."),
+            click.option("--sim-tpot", default="10ms", show_default=True, help="Mode fixed: time between tokens."),
+        ]
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _sim_config(mode: str, gpu: str, model: str, ttft: str, tpot: str, host: str = "127.0.0.1", port: int = 0) -> Any:
+    from loadgen.engines.sim import SimConfig
+    from loadgen.units import parse_duration_s
+
+    return SimConfig(
+        mode=mode,  # type: ignore[arg-type]
+        gpu=gpu,
+        model=model,
+        ttft_s=parse_duration_s(ttft),
+        tpot_s=parse_duration_s(tpot),
+        host=host,
+        port=port,
+    )
+
+
+@cli.command(epilog=EPILOG)
+@click.option("--concurrency", required=True, metavar="1,8,64", help="Requests in flight at each level.")
+@click.option("--url", metavar="URL", help="A server that runs already, such as http://127.0.0.1:8000.")
+@click.option("--model", metavar="NAME", help="Served model; not needed when the server lists only one.")
+@click.option("--engine", type=click.Choice(["sim"]), help="Launch an engine. Default without --url: sim.")
+@click.option("--dataset", type=click.Path(), metavar="FILE.jsonl", help="Prompts, one JSON object a line.")
+@click.option("--input-tokens", metavar="N|A:B", help="Synthetic prompts of so many token ids.  [default: 256]")
+@click.option("--output-tokens", metavar="N|A:B", help="Tokens to ask for.  [default: the dataset's, else 128]")
+@click.option("--vocab-size", type=int, default=32_000, show_default=True, help="Synthetic ids stay below this.")
+@click.option("--requests", type=int, metavar="N", help="Measure N requests at each level.")
+@click.option("--duration", metavar="60s", help=f"Measure for so long at each level.  [default: {DEFAULT_DURATION}]")
+@click.option("--warmup/--no-warmup", default=True, help="Let every slot turn over once before measuring.")
+@click.option("--endpoint", type=click.Choice(["completions", "chat"]), help="Default: by what the prompts are.")
+@click.option("--dialect", type=click.Choice(["vllm", "trtllm", "sim", "openai"]),
+              help="Request fields that the server knows.  [default: by what it says it is]")  # fmt: skip
+@click.option("--api-key", envvar="LOADGEN_API_KEY", metavar="KEY", help="Sent as a bearer token. Env: LOADGEN_API_KEY.")
+@click.option("--header", "headers", multiple=True, metavar="'Name: value'", help="Extra header; repeatable.")
+@click.option("--insecure", is_flag=True, help="Accept any TLS certificate.")
+@click.option("--extra-body", metavar="JSON", help="Fields to add to every request.")
+@click.option("--timeout", metavar="NAME=60s,...",
+              help="connect, first_token, between_tokens, request.  [default: 10s, 5m, 1m, 1h]")  # fmt: skip
+@click.option("--workers", type=int, metavar="N", help="Worker processes.  [default: by load and cores]")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="Run folder.  [default: reports/local/...]")
+@click.option("--json", "as_json", is_flag=True, help="Print summary.json to standard output instead of the table.")
+@_sim_options
+def sweep(
+    concurrency: str,
+    url: str | None,
+    model: str | None,
+    engine: str | None,
+    dataset: str | None,
+    input_tokens: str | None,
+    output_tokens: str | None,
+    vocab_size: int,
+    requests: int | None,
+    duration: str | None,
+    warmup: bool,
+    endpoint: str | None,
+    dialect: str | None,
+    api_key: str | None,
+    headers: tuple[str, ...],
+    insecure: bool,
+    extra_body: str | None,
+    timeout: str | None,
+    workers: int | None,
+    seed: int,
+    output: Path | None,
+    as_json: bool,
+    sim_mode: str,
+    sim_gpu: str,
+    sim_model: str,
+    sim_ttft: str,
+    sim_tpot: str,
+) -> int:
+    """Measure a server at one load level after another.
+
+    At each level so many requests are kept in flight (a closed loop). With neither --url nor
+    --engine the embedded engine is measured, and every figure is marked SIMULATED.
+    """
+    from loadgen.endpoint import check_url
+    from loadgen.progress import Progress
+    from loadgen.runner import Interrupts
+    from loadgen.sweep import SweepSpec, default_output, run_sweep
+    from loadgen.units import parse_duration_s
+
+    levels = _parse_levels(concurrency)
+    if requests is not None and duration is not None:
+        raise UsageError("--requests and --duration exclude each other")
+    if requests is not None and requests < 1:
+        raise UsageError(f"--requests must be 1 or above, not {requests}")
+    if workers is not None and workers < 1:
+        raise UsageError(f"--workers must be 1 or above, not {workers}")
+    if url is not None and engine is not None:
+        raise UsageError("--url and --engine exclude each other: attach to a server, or launch one")
+    sim = None if url is not None else _sim_config(sim_mode, sim_gpu, sim_model, sim_ttft, sim_tpot)
+    name = model or (sim.served_name if sim is not None else "server")
+    spec = SweepSpec(
+        command=_command(),
+        levels=levels,
+        requests=requests,
+        duration_s=None if requests is not None else parse_duration_s(duration or DEFAULT_DURATION),
+        warmup=warmup,
+        sim=sim,
+        url=None if url is None else check_url(url),
+        model=model,
+        dialect=dialect,
+        api=endpoint,  # type: ignore[arg-type]
+        headers=_parse_headers(headers, api_key),
+        verify_tls=not insecure,
+        extra_body=_parse_extra_body(extra_body),
+        source=_source(dataset, input_tokens, output_tokens, vocab_size, seed),
+        timeouts=_parse_timeouts(timeout),
+        workers=workers,
+        output=output or default_output(name),
+    )
+    if sim is not None and engine is None:
+        click.echo("No --url and no --engine: measuring the embedded engine. Every figure is SIMULATED.", err=True)
+    with Interrupts().watching() as interrupts:
+        summary = run_sweep(spec, Progress(sys.stderr), interrupts)
+    _publish(spec.output, summary, as_json)
+    return 0 if summary.valid else 1
+
+
+def _command() -> list[str]:
+    """The command line without what must not be kept."""
+    words = ["loadgen", *sys.argv[1:]]
+    for index, word in enumerate(words):
+        if word in ("--api-key", "--header") and index + 1 < len(words):
+            words[index + 1] = "***"
+        elif word.startswith(("--api-key=", "--header=")):
+            words[index] = word.partition("=")[0] + "=***"
+    return words
+
+
+def _publish(run: Path, summary: Any, as_json: bool) -> None:
+    """Writes report.html and prints the result."""
+    import msgspec
+
+    from loadgen.records import read_manifest
+    from loadgen.report import html, terminal
+
+    manifest = read_manifest(run)
+    page = run / "report.html"
+    try:
+        page.write_text(html.render(manifest, summary))
+    except OSError as error:
+        click.echo(f"loadgen: {page}: cannot be written: {error.strerror}", err=True)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(summary), indent=2))
+    else:
+        click.echo(terminal.render(manifest, summary))
+        click.echo(f"Report: {page}")
+
+
+@cli.command(epilog=EPILOG)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON instead of the table.")
+def report(run: Path, as_json: bool) -> int:
+    """Make a run's table and page again from its records, finished or not."""
+    from loadgen.summary import summarize_run
+
+    _, summary = summarize_run(run)
+    _publish(run, summary, as_json)
+    return 0 if summary.valid else 1
+
+
+@cli.command()
+@click.option("--concurrency", default="1,8,64,256,512,1024", show_default=True, help="Loads to try.")
+@click.option("--duration", default="4s", show_default=True, help="Measure for so long at each load.")
+@click.option("--workers", type=int, metavar="N", help="Worker processes.  [default: by load and cores]")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def calibrate(concurrency: str, duration: str, workers: int | None, as_json: bool) -> int:
+    """Measure loadgen's own error on this machine.
+
+    The embedded engine sends tokens at known times, and what loadgen measures is compared with the
+    engine's own stamps, at rising loads.
+    """
+    import msgspec
+
+    from loadgen.calibrate import calibrate as run_calibration
+    from loadgen.calibrate import render
+    from loadgen.units import parse_duration_s
+
+    result = run_calibration(
+        _parse_levels(concurrency),
+        parse_duration_s(duration),
+        workers,
+        lambda text: click.echo(text, err=True),
+    )
+    click.echo(msgspec.json.format(msgspec.json.encode(result), indent=2) if as_json else render(result))
+    return 0
+
+
+@cli.group()
+def engines() -> None:
+    """Engines that loadgen can run."""
+
+
+@engines.group()
+def serve() -> None:
+    """Run an engine in the foreground."""
+
+
+@serve.command("sim")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=int, default=8000, show_default=True)
+@_sim_options
+def serve_sim(
+    host: str, port: int, sim_mode: str, sim_gpu: str, sim_model: str, sim_ttft: str, sim_tpot: str
+) -> int:
+    """The embedded engine. It computes nothing: figures from it are SIMULATED."""
+    from loadgen.engines.sim import SimServer
+    from loadgen.errors import EngineError
+
+    config = _sim_config(sim_mode, sim_gpu, sim_model, sim_ttft, sim_tpot, host, port)
+    try:
+        server = SimServer(config)
+    except OSError as error:
+        raise EngineError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
+    click.echo(f"SIMULATED engine {config.served_name!r} at http://{host}:{server.port}; Ctrl-C ends it")
+    try:
+        server.run()
+    except KeyboardInterrupt:
+        click.echo("ended")
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Engines: what serves the model. Nothing here is imported by the load generator."""

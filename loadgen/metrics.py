@@ -1,0 +1,475 @@
+"""Metric definitions, and a level's summary as a pure function of its records.
+
+:data:`METRICS` is the one place where a metric is defined; docs/metrics.md is made from it
+(``make docs``).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from loadgen.records import ClientSample, LevelMark, RequestRecord
+from loadgen.stats import Distribution, describe
+from loadgen.units import NS_PER_S
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Metric(NamedTuple):
+    """A row of the table of definitions."""
+
+    key: str
+    name: str
+    unit: str
+    definition: str
+    why: str
+    source: str
+
+
+METRICS = [
+    Metric(
+        "ttft_s",
+        "TTFT, time to first token",
+        "s",
+        "`first_token - sent`: from just before the request's first byte is written, on a connection already held, "
+        "to the socket read that completed the first event whose cumulative token count is at least 1",
+        "Response headers and a chat stream's role event come earlier and carry no token.",
+        "vLLM metrics; MLPerf Inference LoadGen",
+    ),
+    Metric(
+        "tpot_s",
+        "TPOT, time per output token",
+        "s",
+        "`(last_token - first_token) / (output_tokens - tokens_in_first_event)`, per request; undefined, and left "
+        "out, when the divisor is 0",
+        "Equals vLLM's `(latency - TTFT) / (n - 1)` when the first event has one token.",
+        "vLLM benchmarks/serve.py",
+    ),
+    Metric(
+        "itl_s",
+        "ITL, inter-token latency",
+        "s",
+        "the gap between two consecutive token events of a request that came in different reads, pooled over requests",
+        "Events that share a read share a stamp: a gap of 0 there is no latency. Their share is reported "
+        "(`tokens.shared_read`).",
+        "vLLM benchmarks/serve.py; sgl-project/sglang issue 12064",
+    ),
+    Metric(
+        "itl_per_token_s",
+        "ITL per token",
+        "s",
+        "the same gap divided by the tokens that arrived at its end",
+        "Several tokens in an event, or several events in a read, are common under load.",
+        "sgl-project/sglang issue 12064",
+    ),
+    Metric(
+        "e2e_s",
+        "E2E, end-to-end latency",
+        "s",
+        "`last_token - sent`",
+        "The closing usage event and `[DONE]` carry no token.",
+        "vLLM benchmarks/serve.py",
+    ),
+    Metric(
+        "request_throughput_rps",
+        "request throughput",
+        "requests/s",
+        "successful requests that ended inside the measured window, over the window",
+        "",
+        "",
+    ),
+    Metric(
+        "output_throughput_tps",
+        "output throughput",
+        "tokens/s",
+        "tokens whose events fall inside the measured window, over the window, whatever request they belong to",
+        "Dividing by first send to last end puts ramp and drain into the average.",
+        "evalscope issue 675; sgl-project/sglang issue 30918",
+    ),
+    Metric(
+        "total_throughput_tps",
+        "total throughput",
+        "tokens/s",
+        "output throughput plus the input tokens of the requests whose first token came inside the window, over the "
+        "window",
+        "",
+        "",
+    ),
+    Metric(
+        "input_tokens",
+        "input tokens",
+        "tokens",
+        "`usage.prompt_tokens` of each successful measured request",
+        "Counting on the client miscounts: chat templates and special tokens are the server's.",
+        "triton-inference-server/perf_analyzer issue 433",
+    ),
+    Metric(
+        "output_tokens",
+        "output tokens",
+        "tokens",
+        "`usage.completion_tokens`; where the server sends no usage, its token events, and the summary says so "
+        "(`tokens.source`)",
+        "An event can hold no token, one, or several; re-tokenising text miscounts.",
+        "triton-inference-server/perf_analyzer issue 433",
+    ),
+    Metric(
+        "stalls.longest_gap_s",
+        "longest gap",
+        "s",
+        "the longest gap between two token events of a request, one value per request",
+        "TPOT hides a stall: 510 ms in a request of 100 tokens moves it by 5 ms.",
+        "arXiv 2407.07000",
+    ),
+    Metric(
+        "stalls.requests",
+        "stalled requests",
+        "share",
+        "the share of requests with a gap of more than 5 times their own median gap (and more than 10 ms)",
+        "",
+        "arXiv 2407.07000",
+    ),
+    Metric(
+        "client.lateness_s",
+        "client lateness",
+        "s",
+        "from a probe's write by the parent process to its stamp by the worker's event loop; about 100 probes a "
+        "second and worker, at exponential gaps, within the measured window",
+        "What a token event of that moment was stamped late by: our own error, measured rather than assumed.",
+        "Wolff 1982 (Poisson arrivals see time averages); arXiv 2605.24217",
+    ),
+    Metric(
+        "client.utilization",
+        "client utilization",
+        "share",
+        "CPU time of the busiest worker over the measured window",
+        "One event loop is one server of a queue: near 1 its own delay grows without bound.",
+        "arXiv 2605.24217",
+    ),
+    Metric(
+        "client.slot_gap_s",
+        "slot gap",
+        "s",
+        "from the end of a slot's request to the send of its next one",
+        "In a closed loop the client's own delay lowers the load instead of raising a latency.",
+        "Schroeder, Wierman and Harchol-Balter 2006",
+    ),
+    Metric(
+        "client.in_flight",
+        "in flight",
+        "requests",
+        "the time average over the window of requests sent and not ended",
+        "Counting requests that touch a one-second bucket doubles it.",
+        "vllm-project/vllm issue 56653",
+    ),
+    Metric(
+        "client.littles_law_deviation",
+        "deviation from Little's law",
+        "share",
+        "`|N - X R| / N` with N in flight, X ended requests per second and R their mean time from send to end, all "
+        "within the window; of the order of N over the number of requests even when all is well",
+        "Holds for any queue: a deviation means that requests were lost or counted twice.",
+        "Little 1961",
+    ),
+]
+
+
+class Requests(msgspec.Struct, kw_only=True):
+    """Requests of the measured phase; ``issued`` is completed plus failed plus cancelled."""
+
+    issued: int
+    completed: int
+    failed: int
+    cancelled: int = 0
+    warmup: int = 0
+    drain: int = 0
+
+
+class LevelFigures(msgspec.Struct, kw_only=True):
+    """One level of summary.json, still without its verdict. See :data:`METRICS`."""
+
+    load: dict[str, Any]
+    requests: Requests
+    duration_s: float
+    ttft_s: Distribution
+    tpot_s: Distribution
+    itl_s: Distribution
+    itl_per_token_s: Distribution
+    e2e_s: Distribution
+    request_throughput_rps: float | None
+    output_throughput_tps: float | None
+    total_throughput_tps: float | None
+    input_tokens: Distribution
+    output_tokens: Distribution
+    tokens: dict[str, Any]
+    stalls: dict[str, Any]
+    totals: dict[str, int]
+    errors: dict[str, int]
+    error_examples: list[dict[str, Any]]
+    client: dict[str, Any]
+    window: dict[str, int]
+    interrupted: str | None = None
+
+
+class LevelAccumulator:
+    """Takes in a level's records one by one, and gives its figures.
+
+    Only what the figures need is kept: 16 bytes per token event, not the records.
+
+    Args:
+        start_ns, end_ns: the measured window.
+    """
+
+    def __init__(self, start_ns: int, end_ns: int) -> None:
+        self.start_ns = start_ns
+        self.end_ns = end_ns
+        self.phases: Counter[str] = Counter()
+        # Over all phases, to compare with the engine's own counters.
+        self.totals = {"requests": 0, "prompt_tokens": 0, "generation_tokens": 0}
+        self.completed = 0
+        self.failed = 0
+        self.cancelled = 0
+        self.errors: Counter[str] = Counter()
+        self.examples: Counter[tuple[str, int | None, str]] = Counter()
+        self.ttft: list[float] = []
+        self.tpot: list[float] = []
+        self.e2e: list[float] = []
+        self.gaps: list[NDArray[np.float64]] = []
+        self.gap_tokens: list[NDArray[np.int32]] = []
+        self.longest: list[float] = []
+        self.stalled = 0
+        self.events = 0
+        self.shared = 0
+        self.multi = 0
+        self.input_tokens: list[int] = []
+        self.output_tokens: list[int] = []
+        self.mismatched = 0
+        self.asked = 0
+        self.cached_tokens = 0
+        self.sources: Counter[str] = Counter()
+        self.unstreamed = 0
+        self.window_output = 0
+        self.window_input = 0
+        self.window_ended = 0
+        self.residence_ns = 0
+        self.in_flight_ns = 0
+        self.slot_gaps: list[float] = []
+        self.connects = 0
+        self.retried = 0
+
+    def add(self, record: RequestRecord) -> None:
+        """Takes one record of the level in, of whatever phase."""
+        self._window(record)
+        self.phases[record.phase] += 1
+        if record.error is None:
+            self.totals["requests"] += 1
+            self.totals["prompt_tokens"] += record.input_tokens or 0
+            self.totals["generation_tokens"] += record.output_tokens or 0
+        if record.phase != "measure":
+            return
+        error = record.error
+        if error is None:
+            self.completed += 1
+            self._success(record)
+            return
+        if error.kind == "cancelled":
+            self.cancelled += 1
+        else:
+            self.failed += 1
+        self.errors[error.kind] += 1
+        if len(self.examples) < 1000:
+            self.examples[error.kind, error.status, error.message] += 1
+
+    def _window(self, record: RequestRecord) -> None:
+        """What every record, whatever its phase, adds to the measured window."""
+        import numpy as np
+
+        start, end, sent = self.start_ns, self.end_ns, record.sent_ns
+        if sent is None or record.end_ns < start or sent > end:
+            return
+        self.in_flight_ns += min(record.end_ns, end) - max(sent, start)
+        if record.end_ns <= end and record.error is None:
+            self.window_ended += 1
+            self.residence_ns += record.end_ns - sent
+        if record.event_ns:
+            if sent >= start and record.end_ns <= end:
+                self.window_output += sum(record.event_tokens)
+            else:
+                times = sent + np.cumsum(record.event_ns)
+                inside = (times >= start) & (times <= end)
+                self.window_output += int(np.asarray(record.event_tokens)[inside].sum())
+            first = record.first_token_ns
+            if first is not None and start <= first <= end:
+                self.window_input += record.input_tokens or 0
+        elif record.last_token_ns is not None and start <= record.last_token_ns <= end:
+            self.window_output += record.output_tokens or 0
+            self.window_input += record.input_tokens or 0
+        if sent >= start:
+            if record.slot_gap_ns is not None:
+                self.slot_gaps.append(record.slot_gap_ns / NS_PER_S)
+            self.connects += record.connect_ns > 0
+            self.retried += record.retried
+
+    def _success(self, record: RequestRecord) -> None:
+        """What a successful measured request adds."""
+        import numpy as np
+
+        sent, first, last = record.sent_ns, record.first_token_ns, record.last_token_ns
+        assert sent is not None
+        if record.input_tokens is not None:
+            self.input_tokens.append(record.input_tokens)
+        if record.output_tokens is not None:
+            self.output_tokens.append(record.output_tokens)
+        if record.requested_tokens is not None:
+            self.asked += 1
+            self.mismatched += record.output_tokens != record.requested_tokens
+        self.cached_tokens += record.cached_tokens or 0
+        self.sources[record.token_source or "none"] += 1
+        if last is not None:
+            self.e2e.append((last - sent) / NS_PER_S)
+        if first is None or last is None:
+            self.unstreamed += 1
+            return
+        self.ttft.append((first - sent) / NS_PER_S)
+        tokens = np.asarray(record.event_tokens, dtype=np.int32)
+        rest = (record.output_tokens or 0) - int(tokens[0])
+        if rest > 0 and last > first:
+            self.tpot.append((last - first) / NS_PER_S / rest)
+        gaps = np.asarray(record.event_ns[1:], dtype=float) / NS_PER_S
+        self.events += len(tokens)
+        self.multi += int((tokens > 1).sum())
+        apart = gaps > 0
+        self.shared += int(len(gaps) - apart.sum())
+        if not len(gaps):
+            return
+        # Tokens that came with an event, and with those that shared its read.
+        starts = np.concatenate(([0], np.flatnonzero(apart) + 1))
+        arrived = np.add.reduceat(tokens, starts)[1:]
+        gaps = gaps[apart]
+        self.gaps.append(gaps)
+        self.gap_tokens.append(arrived)
+        if len(gaps):
+            longest = float(gaps.max())
+            self.longest.append(longest)
+            self.stalled += longest > max(5 * float(np.median(gaps)), 0.010)
+
+
+def accumulator_for(records: Iterable[RequestRecord], mark: LevelMark | None) -> LevelAccumulator:
+    """An accumulator over the level's measured window.
+
+    Without a mark, as in a run that was killed inside the level, the window is from the first
+    measured send to the last measured end; only then are ``records`` looked at.
+    """
+    if mark is not None:
+        return LevelAccumulator(mark.window_start_ns, mark.window_end_ns)
+    start, end = 2**63 - 1, 0
+    for record in records:
+        if record.phase == "measure" and record.sent_ns is not None:
+            start = min(start, record.sent_ns)
+            end = max(end, record.end_ns)
+    return LevelAccumulator(min(start, end), end)
+
+
+def level_figures(
+    load: dict[str, Any],
+    gathered: LevelAccumulator,
+    samples: list[ClientSample],
+    interrupted: str | None = None,
+) -> LevelFigures:
+    """The figures of one level, all of whose records have been taken in.
+
+    Args:
+        load: the ``load`` entry.
+        gathered: the level's records.
+        samples: the workers' own, all of the level.
+        interrupted: why the level did not run to its end, if so.
+    """
+    import numpy as np
+
+    window_s = (gathered.end_ns - gathered.start_ns) / NS_PER_S
+    gaps = np.concatenate(gathered.gaps) if gathered.gaps else np.empty(0)
+    gap_tokens = np.concatenate(gathered.gap_tokens) if gathered.gap_tokens else np.empty(0)
+
+    def rate(count: float) -> float | None:
+        return count / window_s if window_s > 0 and gathered.completed else None
+
+    return LevelFigures(
+        load=load,
+        requests=Requests(
+            issued=gathered.phases["measure"],
+            completed=gathered.completed,
+            failed=gathered.failed,
+            cancelled=gathered.cancelled,
+            warmup=gathered.phases["warmup"],
+            drain=gathered.phases["drain"],
+        ),
+        duration_s=window_s,
+        ttft_s=describe(np.asarray(gathered.ttft)),
+        tpot_s=describe(np.asarray(gathered.tpot)),
+        itl_s=describe(gaps, independent=False),
+        itl_per_token_s=describe(gaps / np.maximum(gap_tokens, 1) if len(gaps) else gaps, independent=False),
+        e2e_s=describe(np.asarray(gathered.e2e)),
+        request_throughput_rps=rate(gathered.window_ended),
+        output_throughput_tps=rate(gathered.window_output),
+        total_throughput_tps=rate(gathered.window_output + gathered.window_input),
+        input_tokens=describe(np.asarray(gathered.input_tokens)),
+        output_tokens=describe(np.asarray(gathered.output_tokens)),
+        tokens={
+            "source": dict(gathered.sources),
+            "asked": gathered.asked,
+            "mismatched": gathered.mismatched,
+            "cached_input": gathered.cached_tokens,
+            "unstreamed": gathered.unstreamed,
+            "multi_token_events": gathered.multi / gathered.events if gathered.events else None,
+            "shared_read": gathered.shared / gathered.events if gathered.events else None,
+        },
+        stalls={
+            "longest_gap_s": describe(np.asarray(gathered.longest)),
+            "requests": gathered.stalled / len(gathered.longest) if gathered.longest else None,
+        },
+        totals=gathered.totals,
+        errors=dict(gathered.errors),
+        error_examples=[
+            {"kind": kind, "status": status, "message": message, "count": count}
+            for (kind, status, message), count in gathered.examples.most_common(5)
+        ],
+        client=_client_figures(gathered, samples, window_s),
+        window={"start_ns": gathered.start_ns, "end_ns": gathered.end_ns},
+        interrupted=interrupted,
+    )
+
+
+def _client_figures(gathered: LevelAccumulator, samples: list[ClientSample], window_s: float) -> dict[str, Any]:
+    import numpy as np
+
+    start, end = gathered.start_ns, gathered.end_ns
+    in_flight = gathered.in_flight_ns / (end - start) if end > start else None
+    deviation = None
+    if in_flight and gathered.window_ended:
+        throughput = gathered.window_ended / window_s
+        mean_residence_s = gathered.residence_ns / gathered.window_ended / NS_PER_S
+        deviation = abs(in_flight - throughput * mean_residence_s) / in_flight
+    # A sample speaks of the tenth of a second before it.
+    inside = [s for s in samples if start < s.t_ns <= end + NS_PER_S // 10]
+    lateness = np.asarray([ns for s in inside for ns in s.lateness_ns], dtype=float) / NS_PER_S
+    utilization = 0.0
+    for worker in {s.worker for s in samples}:
+        own = [s for s in samples if s.worker == worker and start - NS_PER_S // 10 <= s.t_ns <= end + NS_PER_S // 10]
+        if len(own) > 1 and own[-1].t_ns > own[0].t_ns:
+            utilization = max(utilization, (own[-1].cpu_ns - own[0].cpu_ns) / (own[-1].t_ns - own[0].t_ns))
+    return {
+        "workers": len({s.worker for s in samples}),
+        "utilization": utilization,
+        "lateness_s": describe(lateness, independent=False),
+        "slot_gap_s": describe(np.asarray(gathered.slot_gaps), independent=False),
+        "in_flight": in_flight,
+        "littles_law_deviation": deviation,
+        "connects": gathered.connects,
+        "retried": gathered.retried,
+        "max_rss_bytes": sum(max(s.max_rss_bytes for s in samples if s.worker == w) for w in {s.worker for s in samples}),
+    }

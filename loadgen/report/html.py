@@ -1,0 +1,224 @@
+"""report.html: one file, no network access, nothing but text, a table and drawn curves."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+
+from loadgen import __version__
+from loadgen.records import Manifest
+from loadgen.report.terminal import SIMULATED, quantile_ms
+from loadgen.stats import Distribution
+from loadgen.summary import LevelSummary, Summary
+from loadgen.units import format_count, format_ms
+
+WIDTH, HEIGHT = 460, 260
+LEFT, RIGHT, TOP, BOTTOM = 58, 16, 18, 40
+
+STYLE = """
+:root{color-scheme:light dark;--ink:#1a1d21;--soft:#5b6470;--line:#d8dde3;--back:#fff;--card:#f6f8fa;
+--bad:#b3261e;--good:#1a7f4b;--a:#1f5fbf;--b:#b35c00;--c:#7a3fb0}
+@media (prefers-color-scheme:dark){:root{--ink:#e6e9ec;--soft:#9aa4af;--line:#353c45;--back:#14171a;--card:#1c2126;
+--bad:#ff8a80;--good:#62d29a;--a:#79aef5;--b:#f0a45b;--c:#c79bf2}}
+body{margin:0 auto;padding:24px 16px 48px;max-width:1040px;background:var(--back);color:var(--ink);
+font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
+h1{font-size:22px;margin:0 0 4px}h2{font-size:17px;margin:32px 0 8px}p{margin:4px 0;color:var(--soft)}
+.scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;width:100%}
+th,td{padding:6px 10px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
+th{font-weight:600;color:var(--soft);font-size:13px}td.word,th.word{text-align:left}
+tr.bad td{color:var(--soft)}tr.bad td.word{color:var(--bad);font-weight:600}td.good{color:var(--good);font-weight:600}
+.mark{display:inline-block;padding:4px 10px;border:1px solid var(--bad);color:var(--bad);border-radius:4px;
+font-weight:600;margin:8px 0}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(300px,1fr));gap:16px}
+figure{margin:0;background:var(--card);border-radius:8px;padding:12px}figcaption{font-weight:600;font-size:14px}
+svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font:11px system-ui,sans-serif}
+li{margin:4px 0}dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 16px;font-size:14px}
+dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
+"""
+
+Series = tuple[str, str, list[tuple[float, float | None, bool]]]
+
+
+def render(manifest: Manifest, summary: Summary) -> str:
+    """The page."""
+    title = f"{manifest.engine['kind']} serving {manifest.engine['model']}"
+    mark = f'<p class="mark">{escape(SIMULATED)}</p>' if summary.simulated else ""
+    levels = summary.levels
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        f"<p>Closed loop at {escape(', '.join(str(lv.load['concurrency']) for lv in levels) or 'no level')} in flight. "
+        f"Started {escape(manifest.started_utc)}.</p>",
+        mark,
+    ]
+    if levels:
+        body += [
+            '<h2 id="results">Results</h2>',
+            _table(levels),
+            '<h2 id="curves">Against load</h2>',
+            _charts(levels, summary.simulated),
+            '<h2 id="verdicts">Verdicts</h2>',
+            _verdicts(levels),
+        ]
+    else:
+        body.append("<p>No level was measured.</p>")
+    body += [f"<p>Note: {escape(note)}</p>" for note in summary.notes]
+    body += ['<h2 id="run">The run</h2>', _facts(manifest)]
+    policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>loadgen: {escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
+        + "\n".join(part for part in body if part)
+        + "\n</body></html>\n"
+    )
+
+
+def _table(levels: list[LevelSummary]) -> str:
+    heads = [
+        "In flight", "Completed", "Failed", "TTFT p50, ms", "TTFT p90, ms", "TTFT p99, ms", "TPOT p50, ms",
+        "TPOT p99, ms", "ITL p99, ms", "E2E p50, ms", "Output tokens/s", "Requests/s",
+    ]  # fmt: skip
+    rows = []
+    for level in levels:
+        cells = [
+            format_count(level.load["concurrency"]),
+            format_count(level.requests.completed),
+            format_count(level.requests.failed),
+            *[quantile_ms(level.ttft_s, q) for q in ("p50", "p90", "p99")],
+            *[quantile_ms(level.tpot_s, q) for q in ("p50", "p99")],
+            quantile_ms(level.itl_s, "p99"),
+            quantile_ms(level.e2e_s, "p50"),
+            *["n/a" if v is None else format_count(v) for v in (level.output_throughput_tps, level.request_throughput_rps)],
+        ]
+        valid = level.verdict.status == "VALID"
+        rows.append(
+            ("<tr>" if valid else '<tr class="bad">')
+            + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+            + f'<td class="word{" good" if valid else ""}">{escape(level.verdict.status)}</td></tr>'
+        )
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="Results"><table><thead><tr>'
+        + "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
+        + '<th scope="col" class="word">Verdict</th></tr></thead><tbody>'
+        + "\n".join(rows)
+        + "</tbody></table></div>"
+    )
+
+
+def _charts(levels: list[LevelSummary], simulated: bool) -> str:
+    def points(values: list[float | None], factor: float = 1.0) -> list[tuple[float, float | None, bool]]:
+        return [
+            (
+                float(level.load["concurrency"]),
+                None if value is None else value * factor,
+                level.verdict.status == "VALID",
+            )
+            for level, value in zip(levels, values, strict=True)
+        ]
+
+    def quantiles(field: str) -> list[Series]:
+        found: list[Series] = []
+        for name, colour in (("p50", "var(--a)"), ("p90", "var(--b)"), ("p99", "var(--c)")):
+            distributions: list[Distribution] = [getattr(level, field) for level in levels]
+            found.append((name, colour, points([getattr(d, name) for d in distributions], 1e3)))
+        return found
+
+    charts = [
+        _chart("TTFT, ms", quantiles("ttft_s"), simulated),
+        _chart("TPOT, ms", quantiles("tpot_s"), simulated),
+        _chart("E2E, ms", quantiles("e2e_s"), simulated),
+        _chart(
+            "Output tokens/s",
+            [("tokens/s", "var(--a)", points([level.output_throughput_tps for level in levels]))],
+            simulated,
+        ),
+    ]
+    return '<div class="charts">' + "\n".join(charts) + "</div>"
+
+
+def _ticks(top: float) -> list[float]:
+    step = 10 ** math.floor(math.log10(top / 4))
+    step *= next(m for m in (1, 2, 5, 10) if top / (step * m) <= 5)
+    return [step * i for i in range(math.floor(top / step) + 1)]
+
+
+def _chart(title: str, series: list[Series], simulated: bool) -> str:
+    """Curves against the number in flight, on a logarithmic axis; levels not valid are hollow."""
+    known = [y for _, _, line in series for _, y, _ in line if y is not None]
+    caption = title + (" (SIMULATED)" if simulated else "")
+    if not known:
+        return f"<figure><figcaption>{escape(caption)}</figcaption><p>Nothing to show.</p></figure>"
+    loads = sorted({x for _, _, line in series for x, _, _ in line})
+    top = max(max(known) * 1.08, 1e-9)
+    low, high = math.log(loads[0]), math.log(loads[-1])
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        share = (math.log(x) - low) / (high - low) if high > low else 0.5
+        return LEFT + share * (WIDTH - LEFT - RIGHT), TOP + (1 - y / top) * (HEIGHT - TOP - BOTTOM)
+
+    parts = []
+    for tick in _ticks(top):
+        _, y = at(loads[0], tick)
+        parts.append(
+            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>'
+            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(format_count(tick))}</text>'
+        )
+    for load in loads:
+        x, _ = at(load, 0)
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{load:g}</text>')
+    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">in flight</text>')
+    for place, (name, colour, line) in enumerate(series):
+        spots = [(*at(x, y), x, y, valid) for x, y, valid in line if y is not None]
+        if not spots:
+            continue
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y, *_ in spots)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        for x, y, load, value, valid in spots:
+            fill = colour if valid else "var(--card)"
+            label = f"{name} at {load:g} in flight: {format_count(value)}" + ("" if valid else " (not valid)")
+            parts.append(
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{fill}" stroke="{colour}" stroke-width="2">'
+                f"<title>{escape(label)}</title></circle>"
+            )
+        if len(series) > 1:
+            parts.append(f'<text x="{LEFT + 8 + 44 * place}" y="{TOP - 5}" style="fill:{colour}">{escape(name)}</text>')
+    return (
+        f'<figure><figcaption>{escape(caption)}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(caption)} against the number in flight">{"".join(parts)}</svg></figure>'
+    )
+
+
+def _verdicts(levels: list[LevelSummary]) -> str:
+    items = []
+    for level in levels:
+        load = f"{level.load['concurrency']} in flight"
+        client = level.client
+        if level.verdict.status == "VALID":
+            late = client["lateness_s"].mean
+            words = f"{load}: VALID; {client['in_flight']:.1f} in flight on average, own stamps "
+            words += "not probed" if late is None else f"{format_ms(late)} ms late on average"
+            items.append(f"<li>{escape(words)}, {client['utilization']:.0%} of a core used.</li>")
+        for reason in level.verdict.reasons:
+            items.append(
+                f"<li>{escape(load)}: <strong>{escape(reason.status)}</strong>: {escape(reason.text)}. "
+                f"What to do: {escape(reason.advice)}.</li>"
+            )
+    return f"<ul>{''.join(items)}</ul>"
+
+
+def _facts(manifest: Manifest) -> str:
+    host = manifest.host
+    gpus = ", ".join(str(gpu["name"]) for gpu in manifest.gpus) or "none seen by loadgen"
+    facts = {
+        "Command": " ".join(manifest.command),
+        "Engine": f"{manifest.engine['kind']} {manifest.engine['version'] or ''} at {manifest.engine['url']}",
+        "Model": manifest.engine["model"],
+        "Dataset": ", ".join(f"{key} {value}" for key, value in manifest.dataset.items()),
+        "Seed": str(manifest.seed),
+        "Host": f"{host['name']}: {host['processor']}, {host['cores']} cores, Linux {host['kernel']}",
+        "GPUs": gpus,
+        "Client": f"loadgen {manifest.client['loadgen_version']}, {manifest.client['workers']} workers",
+        "Made by": f"loadgen {__version__}",
+    }
+    return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items()) + "</dl>"

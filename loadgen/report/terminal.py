@@ -1,0 +1,135 @@
+"""The table and the words that end a sweep, for a terminal of 80 columns or a log file."""
+
+from __future__ import annotations
+
+import textwrap
+
+from loadgen.records import Manifest
+from loadgen.stats import QUANTILES, Distribution, quantile_floor
+from loadgen.summary import LevelSummary, Summary
+from loadgen.units import format_bytes, format_count, format_ms
+
+SIMULATED = "SIMULATED: these figures come from the embedded engine's model, not from a GPU."
+WIDTH = 80
+
+
+def quantile_ms(distribution: Distribution, name: str) -> str:
+    """A quantile or the mean in ms, with the digits that its interval supports; "n/a" without it."""
+    return format_ms(getattr(distribution, name), distribution.half_width(name))
+
+
+def render(manifest: Manifest, summary: Summary) -> str:
+    """The whole text: what was measured, the table, the verdicts in words, the notes."""
+    parts = [_heading(manifest)]
+    if summary.simulated:
+        parts.append(SIMULATED)
+    if summary.levels:
+        parts.append(_table(summary.levels))
+        parts.append(_footnotes(summary))
+        parts.append("\n".join(_judgement(level) for level in summary.levels))
+    else:
+        parts.append("No level was measured.")
+    parts += [textwrap.fill(f"Note: {note}", WIDTH) for note in summary.notes]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _heading(manifest: Manifest) -> str:
+    engine = manifest.engine
+    version = f" {engine['version']}" if engine.get("version") else ""
+    dataset = manifest.dataset
+    if dataset["kind"] == "file":
+        prompts = f"{dataset['prompts']} prompts of {dataset['path']}"
+    else:
+        prompts = f"synthetic prompts, {dataset['input_tokens']} tokens in, {dataset['output_tokens']} out"
+    load = manifest.load
+    amount = f"{load['requests']} requests" if load["requests"] else f"{load['duration_s']:g} s"
+    lines = [
+        f"{engine['kind']}{version} serving {engine['model']} at {engine['url']} (/v1, {engine['endpoint']})",
+        f"{prompts}; closed loop, {amount} measured per level; seed {manifest.seed}",
+    ]
+    return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False) for line in lines)
+
+
+def _table(levels: list[LevelSummary]) -> str:
+    head = (
+        "    in  requests        TTFT in ms           TPOT in ms     output  requests",
+        "flight    ok  fail    p50    p90    p99      p50    p99   tokens/s        /s",
+        "-" * 76,
+    )
+    rows = []
+    for level in levels:
+        ttft = [quantile_ms(level.ttft_s, q) for q in ("p50", "p90", "p99")]
+        tpot = [quantile_ms(level.tpot_s, q) for q in ("p50", "p99")]
+        tokens, requests = level.output_throughput_tps, level.request_throughput_rps
+        rows.append(
+            f"{level.load['concurrency']:>6} {level.requests.completed:>5} {level.requests.failed:>5} "
+            f"{ttft[0]:>6} {ttft[1]:>6} {ttft[2]:>6}   {tpot[0]:>6} {tpot[1]:>6} "
+            f"{'n/a' if tokens is None else format_count(tokens):>10}"
+            f"{'n/a' if requests is None else format_count(requests):>10}"
+            + ("" if level.verdict.status == "VALID" else "  !")
+        )
+    return "\n".join([*head, *(row.rstrip() for row in rows)])
+
+
+def _footnotes(summary: Summary) -> str:
+    lines = []
+    missing = [
+        (name, quantile_floor(q))
+        for name, q in QUANTILES.items()
+        if name in ("p50", "p90", "p99")
+        and any(level.requests.completed < quantile_floor(q) for level in summary.levels)
+    ]
+    if missing:
+        lines.append("n/a: " + ", ".join(f"{name} needs {floor} requests" for name, floor in missing))
+    if any(level.verdict.status != "VALID" for level in summary.levels):
+        lines.append("!: not valid, see below; do not rely on this row")
+    return "\n".join(lines)
+
+
+def _judgement(level: LevelSummary) -> str:
+    """A level's verdict in words, and what backs it."""
+    load = f"{level.load['concurrency']} in flight"
+    if level.verdict.status == "VALID":
+        client = level.client
+        late = client["lateness_s"]
+        backing = [f"{client['in_flight']:.1f} in flight on average"]
+        if late.mean is not None:
+            backing.append(f"own stamps {format_ms(late.mean)} ms late on average")
+        backing.append(f"{client['utilization']:.0%} of a core used")
+        if level.server and level.server.get("agrees"):
+            backing.append("tokens agree with the server's count")
+        text = f"{load}: VALID ({', '.join(backing)})"
+        return "\n".join([textwrap.fill(text, WIDTH, subsequent_indent="  "), *_remarks(level)])
+    lines = []
+    for reason in level.verdict.reasons:
+        lines.append(textwrap.fill(f"{load}: {reason.status}: {reason.text}", WIDTH, subsequent_indent="  "))
+        lines.append(textwrap.fill(f"what to do: {reason.advice}", WIDTH, initial_indent="  ", subsequent_indent="  "))
+    return "\n".join(lines + _remarks(level))
+
+
+def _remarks(level: LevelSummary) -> list[str]:
+    """What a reader should know beside the verdict."""
+    remarks = []
+    tokens = level.tokens
+    if tokens["source"].get("events"):
+        remarks.append("the server sends no usage: tokens are counted as events")
+    elif tokens["source"].get("usage_final"):
+        remarks.append("usage comes once per request: the tokens of a single event are not known")
+    if tokens["unstreamed"]:
+        remarks.append(f"{tokens['unstreamed']} replies were not streamed: they have no TTFT and no TPOT")
+    if tokens["shared_read"] and tokens["shared_read"] > 0.05:
+        remarks.append(f"{tokens['shared_read']:.0%} of the token events shared a read with the one before")
+    if level.stalls["requests"]:
+        longest = level.stalls["longest_gap_s"].max
+        remarks.append(f"{level.stalls['requests']:.1%} of the requests stalled; the longest gap: {format_ms(longest)} ms")
+    if level.server and not level.server["agrees"] and len(level.server) > 1:
+        counts = ", ".join(f"{key} {value:,}" for key, value in level.server.items() if key != "agrees")
+        own = ", ".join(f"{level.totals[key]:,}" for key in level.server if key != "agrees")
+        remarks.append(f"the server counted {counts}, loadgen {own}: something else uses it, or requests were lost")
+    return [textwrap.fill(remark, WIDTH, initial_indent="  ", subsequent_indent="  ") for remark in remarks]
+
+
+def memory_line(summary: Summary) -> str:
+    """The workers' peak memory, for ``--verbose``."""
+    peak = max((level.client["max_rss_bytes"] for level in summary.levels), default=0)
+    return f"client memory: {format_bytes(peak)} at most"

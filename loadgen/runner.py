@@ -1,0 +1,430 @@
+"""The runner: prompts x load x wire -> records, over worker processes.
+
+The parent sends nothing itself. It starts the workers, tells them when a level's phases begin,
+takes their samples, and sends each a probe every 10 ms on average: a datagram with the time of
+its own write. How late the worker's stamp of a probe is, is how late its stamp of a token is.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import selectors
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+
+from loadgen.clock import now_ns
+from loadgen.endpoint import Endpoint
+from loadgen.errors import LoadgenError
+from loadgen.prompts import SourceSpec
+from loadgen.records import ClientSample, LevelMark, encode_line
+from loadgen.units import NS_PER_S
+from loadgen.wire import Timeouts
+from loadgen.worker import (
+    Cancel,
+    Command,
+    DiskFailed,
+    Finish,
+    GaveUp,
+    Go,
+    Hold,
+    LevelDone,
+    Measure,
+    MeasuredDone,
+    MeasureStarted,
+    Prepare,
+    Ready,
+    Reply,
+    Sample,
+    Setup,
+    TurnedOver,
+)
+
+PROBE_MEAN_S = 0.01
+# One worker core measures about 100,000 tokens/s; a stream that a person reads is 20 to 100.
+SLOTS_PER_WORKER = 512
+
+_decode_reply = msgspec.json.Decoder(Reply).decode
+
+
+class LevelSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One closed-loop level. Either ``requests`` or ``duration_s`` says how much is measured."""
+
+    index: int
+    concurrency: int
+    requests: int | None = None
+    duration_s: float | None = None
+    warmup: bool = True
+
+    @property
+    def load(self) -> dict[str, object]:
+        """The ``load`` of the level in summary.json."""
+        return {"model": "closed", "concurrency": self.concurrency}
+
+
+class Interrupts:
+    """Counts Ctrl-C. The first asks for a clean end; the second ends now."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.runner: Runner | None = None
+
+    def _take(self, signum: int, frame: FrameType | None) -> None:
+        self.count += 1
+        if self.count >= 2:
+            if self.runner is not None:
+                self.runner.kill()
+            os._exit(130)
+
+    @contextmanager
+    def watching(self) -> Iterator[Interrupts]:
+        """Handles SIGINT and SIGTERM while the context lasts."""
+        before = {s: signal.signal(s, self._take) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+
+def default_workers(max_concurrency: int) -> int:
+    """Worker processes for a load: one per 512 slots, one core left over for the rest."""
+    cores = len(os.sched_getaffinity(0))
+    return max(1, min(-(-max_concurrency // SLOTS_PER_WORKER), cores - 1))
+
+
+def shares(total: int, parts: int) -> list[int]:
+    """``total`` split into ``parts`` whole numbers that differ by at most one."""
+    return [total // parts + (i < total % parts) for i in range(parts)]
+
+
+class _WorkerProcess:
+    """A worker and its pipes."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.probe, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.probe.setblocking(False)
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed in close)
+        with theirs:
+            self.probe_fd = theirs.fileno()
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "loadgen.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                pass_fds=[self.probe_fd],
+                start_new_session=True,  # Ctrl-C is the parent's to handle
+                env={**os.environ, "PYTHONPATH": _import_path()},
+            )
+        assert self.process.stdin and self.process.stdout
+        self.stdin = self.process.stdin
+        self.fd = self.process.stdout.fileno()
+        os.set_blocking(self.fd, False)
+        self._buffer = b""
+        self.next_probe_ns = 0
+
+    def send(self, command: Command) -> None:
+        try:
+            self.stdin.write(msgspec.json.encode(command) + b"\n")
+            self.stdin.flush()
+        except OSError:
+            pass  # it has died; reading from it says so
+
+    def read(self) -> tuple[list[Reply], bool]:
+        """What has come, and whether the worker is still there."""
+        try:
+            data = os.read(self.fd, 1 << 20)
+        except BlockingIOError:
+            return [], True
+        lines = (self._buffer + data).split(b"\n")
+        self._buffer = lines.pop()
+        return [_decode_reply(line) for line in lines], bool(data)
+
+    def last_words(self) -> str:
+        """Why it died, as far as it said."""
+        code = self.process.wait(timeout=5)
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode("utf-8", "replace").strip().splitlines()
+        return f"exit code {code}" + (f": {lines[-1]}" if lines else "")
+
+    def close(self) -> None:
+        """Waits for it to leave, its input being closed, and makes it leave if it does not."""
+        try:
+            self.stdin.close()
+        except OSError:
+            pass  # it has died, with something unsent in the pipe
+        try:
+            self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.probe.close()
+        self._stderr.close()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+
+def _import_path() -> str:
+    """Has a child process import this very loadgen, installed or not."""
+    paths = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
+    return os.pathsep.join(path for path in paths if path)
+
+
+class _Level:
+    """Where a level stands, as the workers have told."""
+
+    def __init__(
+        self, spec: LevelSpec, workers: list[_WorkerProcess], on_sample: Callable[[ClientSample], None]
+    ) -> None:
+        self.spec = spec
+        self.on_sample = on_sample
+        self.workers = workers
+        self.ready = 0
+        self.turned_over = 0
+        self.started_ns: list[int] = []
+        self.measured_ns: list[int] = []
+        self.done = 0
+        self.hold_at_ns: int | None = None
+        self.finishing = False
+        self.interrupted: str | None = None
+        self.unwritten: list[str] = []
+
+
+class Runner:
+    """Worker processes for one endpoint, over any number of levels.
+
+    Args:
+        endpoint, timeouts, source: what every worker needs.
+        workers: how many.
+        run: the run folder; records.jsonl and client.jsonl are appended to.
+        interrupts: checked all the time.
+        on_sample: called with every worker sample.
+    """
+
+    def __init__(
+        self,
+        *,
+        endpoint: Endpoint,
+        timeouts: Timeouts,
+        source: SourceSpec,
+        workers: int,
+        run: Path,
+        interrupts: Interrupts,
+        on_sample: Callable[[ClientSample], None] = lambda sample: None,
+    ) -> None:
+        self._interrupts = interrupts
+        interrupts.runner = self
+        self._on_sample = on_sample
+        self._selector = selectors.DefaultSelector()
+        self._client_log = (run / "client.jsonl").open("ab")
+        self._rng = random.Random(0)
+        self._unwritten: list[str] = []
+        self.disk_error: str | None = None
+        self._workers = [_WorkerProcess(index) for index in range(workers)]
+        for worker in self._workers:
+            self._selector.register(worker.fd, selectors.EVENT_READ, worker)
+            worker.send(
+                Setup(
+                    endpoint=endpoint,
+                    timeouts=timeouts,
+                    source=source,
+                    records=str((run / "records.jsonl").resolve()),
+                    worker=worker.index,
+                    workers=workers,
+                    probe_fd=worker.probe_fd,
+                )
+            )
+
+    def wait_ready(self) -> None:
+        """Returns when every worker has been set up.
+
+        Raises:
+            LoadgenError: a worker could not start.
+        """
+        waiting = {worker.index for worker in self._workers}
+        deadline = time.monotonic() + 60
+        while waiting:
+            if time.monotonic() > deadline:
+                raise LoadgenError("the worker processes did not start within 60 s")
+            for key, _ in self._selector.select(1.0):
+                replies, alive = key.data.read()
+                if any(isinstance(reply, Ready) for reply in replies):
+                    waiting.discard(key.data.index)
+                elif not alive:
+                    raise LoadgenError(f"a worker process could not start ({key.data.last_words()})")
+
+    @property
+    def usable(self) -> bool:
+        """Whether a further level can be run."""
+        return bool(self._workers)
+
+    def take_unwritten(self) -> list[str]:
+        """Record lines that the disk did not take, since the last call."""
+        lines, self._unwritten = self._unwritten, []
+        return lines
+
+    def run_level(
+        self, spec: LevelSpec, first_index: int, on_sample: Callable[[ClientSample], None] = lambda sample: None
+    ) -> LevelMark:
+        """Runs one level to its end; its records are in the run folder then.
+
+        Args:
+            spec: the level.
+            first_index: index of its first prompt in the source.
+            on_sample: called with every worker sample, beside the runner's own.
+        """
+        count = min(len(self._workers), spec.concurrency)
+        level = _Level(spec, self._workers[:count], on_sample)
+        for worker, slots in zip(level.workers, shares(spec.concurrency, count), strict=True):
+            worker.send(Prepare(level=spec.index, slots=slots, first_index=first_index, alone=count == 1))
+        seen_interrupts = 0
+        while level.done < len(level.workers):
+            if self._interrupts.count > seen_interrupts:
+                seen_interrupts = self._interrupts.count
+                self._stop(level, "interrupted", cancel="interrupted by the user")
+            if level.hold_at_ns is not None and now_ns() >= level.hold_at_ns:
+                level.hold_at_ns = None
+                self._tell(level, Hold())
+            self._pump(level)
+        self._unwritten += level.unwritten
+        mark = self._mark(level)
+        self._log(mark)
+        return mark
+
+    def _mark(self, level: _Level) -> LevelMark:
+        now = now_ns()
+        start = max(level.started_ns) if len(level.started_ns) == len(level.workers) else now
+        end = now
+        if level.interrupted is None and level.spec.duration_s is not None:
+            end = start + int(level.spec.duration_s * NS_PER_S)
+        elif len(level.measured_ns) == len(level.workers):
+            end = max(level.measured_ns)
+        return LevelMark(
+            level=level.spec.index,
+            window_start_ns=start,
+            window_end_ns=max(start, min(end, now)),
+            interrupted=level.interrupted,
+        )
+
+    def _pump(self, level: _Level) -> None:
+        """Sends the probes that are due, then waits for messages until the next one is."""
+        now = now_ns()
+        wake = now + NS_PER_S // 50
+        for worker in level.workers:
+            if worker.next_probe_ns <= now:
+                try:
+                    worker.probe.send(struct.pack("q", now_ns()))
+                except OSError:
+                    pass  # its queue is full, or it has died: the next message says
+                # Exponential gaps, so that probes fall on the load's own rhythm at random.
+                worker.next_probe_ns = now + int(self._rng.expovariate(1 / PROBE_MEAN_S) * NS_PER_S)
+            wake = min(wake, worker.next_probe_ns)
+        if level.hold_at_ns is not None:
+            wake = min(wake, level.hold_at_ns)
+        for key, _ in self._selector.select(max(0.0, (wake - now_ns()) / NS_PER_S)):
+            replies, alive = key.data.read()
+            for reply in replies:
+                self._take(level, reply)
+            if not alive:
+                self._died(level, key.data)
+
+    def _take(self, level: _Level, reply: Reply) -> None:
+        everyone = len(level.workers)
+        match reply:
+            case Sample(sample):
+                self._log(sample)
+                level.on_sample(sample)
+                self._on_sample(sample)
+            case Ready():
+                level.ready += 1
+                if level.ready == everyone:
+                    if not level.spec.warmup:
+                        self._start_measuring(level)
+                    self._tell(level, Go())
+                    if level.interrupted is not None:
+                        self._tell(level, Cancel(level.interrupted))
+            case TurnedOver():
+                level.turned_over += 1
+                if level.turned_over == everyone and level.spec.warmup and not level.finishing:
+                    self._start_measuring(level)
+            case MeasureStarted(t_ns):
+                level.started_ns.append(t_ns)
+                if len(level.started_ns) == everyone and level.spec.duration_s is not None:
+                    level.hold_at_ns = max(level.started_ns) + int(level.spec.duration_s * NS_PER_S)
+            case MeasuredDone(t_ns):
+                level.measured_ns.append(t_ns)
+                if len(level.measured_ns) == everyone and not level.finishing:
+                    level.finishing = True
+                    self._tell(level, Finish())
+            case GaveUp(failures, last):
+                self._stop(level, f"stopped after {failures} failures in a row; the last: {last}")
+            case DiskFailed(message):
+                self.disk_error = message
+                self._stop(level, f"records cannot be written: {message}")
+            case LevelDone(unwritten):
+                level.done += 1
+                level.unwritten += unwritten
+
+    def _start_measuring(self, level: _Level) -> None:
+        budgets: Iterable[int | None]
+        if level.spec.requests is None:
+            budgets = [None] * len(level.workers)
+        else:
+            budgets = shares(level.spec.requests, len(level.workers))
+        for worker, budget in zip(level.workers, budgets, strict=True):
+            worker.send(Measure(budget))
+
+    def _stop(self, level: _Level, reason: str, cancel: str | None = None) -> None:
+        """Ends the level early."""
+        if level.interrupted is None:
+            level.interrupted = reason
+        level.finishing = True
+        level.hold_at_ns = None
+        if level.ready == len(level.workers):
+            self._tell(level, Finish() if cancel is None else Cancel(cancel))
+
+    def _died(self, level: _Level, worker: _WorkerProcess) -> None:
+        self._selector.unregister(worker.fd)
+        self._workers.remove(worker)
+        if worker in level.workers:
+            level.workers.remove(worker)
+            # What the others have told still counts; what this one would have told is not waited for.
+            self._stop(level, f"worker {worker.index} died ({worker.last_words()})", cancel="another worker died")
+
+    def _tell(self, level: _Level, command: Command) -> None:
+        for worker in level.workers:
+            worker.send(command)
+
+    def _log(self, line: msgspec.Struct) -> None:
+        try:
+            self._client_log.write(encode_line(line))
+            self._client_log.flush()
+        except OSError as error:
+            self.disk_error = self.disk_error or error.strerror or str(error)
+
+    def kill(self) -> None:
+        """Ends the workers now."""
+        for worker in self._workers:
+            worker.process.kill()
+
+    def close(self) -> None:
+        """Ends the workers; they leave when their input ends."""
+        for worker in self._workers:
+            worker.close()
+        self._selector.close()
+        try:
+            self._client_log.close()
+        except OSError:
+            pass  # a full disk, reported already

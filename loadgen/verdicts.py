@@ -1,0 +1,140 @@
+"""The verdict of a level: may its numbers be relied on, and if not, why and what to do."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from loadgen.metrics import LevelFigures
+from loadgen.stats import quantile_floor
+from loadgen.units import format_ms
+
+Status = Literal["VALID", "INTERRUPTED", "ERRORS", "TOO_FEW", "LOAD_NOT_ACHIEVED", "CLIENT_BOUND", "OUTPUT_MISMATCH"]
+
+MAX_ERROR_SHARE = 0.01
+MAX_MISMATCH_SHARE = 0.01
+MIN_IN_FLIGHT_SHARE = 0.95
+MAX_LATENESS_SHARE = 0.05
+MAX_UTILIZATION = 0.97
+
+
+class Reason(msgspec.Struct, kw_only=True):
+    """One failed check: what was seen, and what to do about it."""
+
+    status: Status
+    text: str
+    advice: str
+
+
+class Verdict(msgspec.Struct, kw_only=True):
+    """``status`` is VALID, or that of the first reason; all reasons are listed."""
+
+    status: Status
+    reasons: list[Reason] = []
+
+
+def judge(figures: LevelFigures) -> Verdict:
+    """Every check of a closed-loop level, the gravest first."""
+    reasons = [
+        reason
+        for check in (_interrupted, _errors, _too_few, _load, _client, _output)
+        for reason in check(figures)
+    ]
+    return Verdict(status=reasons[0].status if reasons else "VALID", reasons=reasons)
+
+
+def _interrupted(figures: LevelFigures) -> list[Reason]:
+    if figures.interrupted is None:
+        return []
+    return [Reason(status="INTERRUPTED", text=figures.interrupted, advice="run the level again")]
+
+
+def _errors(figures: LevelFigures) -> list[Reason]:
+    requests = figures.requests
+    ended = requests.completed + requests.failed
+    if not ended or requests.failed / ended <= MAX_ERROR_SHARE:
+        return []
+    example = next((e["message"] for e in figures.error_examples if e["kind"] != "cancelled"), "")
+    return [
+        Reason(
+            status="ERRORS",
+            text=f"{requests.failed} of {ended} requests failed (limit {MAX_ERROR_SHARE:.0%}); most often: {example}",
+            advice="see the errors in records.jsonl and in the server's log",
+        )
+    ]
+
+
+def _too_few(figures: LevelFigures) -> list[Reason]:
+    needed = quantile_floor(0.5)
+    if figures.requests.completed >= needed:
+        return []
+    return [
+        Reason(
+            status="TOO_FEW",
+            text=f"{figures.requests.completed} successful requests; a median needs {needed}",
+            advice=f"use a longer --duration, or --requests {needed} or more (p90 needs {quantile_floor(0.9)}, "
+            f"p99 {quantile_floor(0.99)})",
+        )
+    ]
+
+
+def _load(figures: LevelFigures) -> list[Reason]:
+    asked = figures.load["concurrency"]
+    reached = figures.client["in_flight"]
+    if reached is None or reached >= MIN_IN_FLIGHT_SHARE * asked:
+        return []
+    gap = figures.client["slot_gap_s"]
+    return [
+        Reason(
+            status="LOAD_NOT_ACHIEVED",
+            text=f"{reached:.1f} requests in flight on average, {asked} asked for "
+            f"(a freed slot sent again after {format_ms(gap.mean)} ms on average)",
+            advice="see whether requests fail or the server refuses connections; else use more --workers",
+        )
+    ]
+
+
+def _client(figures: LevelFigures) -> list[Reason]:
+    lateness = figures.client["lateness_s"]
+    utilization = figures.client["utilization"]
+    ttft, itl = figures.ttft_s, figures.itl_s
+    found = []
+    if lateness.mean is not None and ttft.mean is not None and lateness.mean > MAX_LATENESS_SHARE * ttft.mean:
+        found.append(
+            f"loadgen's own stamps were {format_ms(lateness.mean)} ms late on average, more than "
+            f"{MAX_LATENESS_SHARE:.0%} of the TTFT of {format_ms(ttft.mean)} ms"
+        )
+    if lateness.p99 is not None and itl.p50 is not None and lateness.p99 > itl.p50:
+        found.append(
+            f"one stamp in a hundred was {format_ms(lateness.p99)} ms late or more, beyond the median gap between "
+            f"tokens of {format_ms(itl.p50)} ms"
+        )
+    if utilization > MAX_UTILIZATION:
+        found.append(f"loadgen's busiest worker used {utilization:.0%} of a core")
+    if not found:
+        return []
+    return [
+        Reason(
+            status="CLIENT_BOUND",
+            text="; ".join(found),
+            advice="use more --workers, free cores on this machine, or run loadgen on another one; "
+            "`loadgen calibrate` tells what this machine can measure",
+        )
+    ]
+
+
+def _output(figures: LevelFigures) -> list[Reason]:
+    asked, mismatched = figures.tokens["asked"], figures.tokens["mismatched"]
+    if not asked or mismatched / asked <= MAX_MISMATCH_SHARE:
+        return []
+    mean = figures.output_tokens.mean
+    return [
+        Reason(
+            status="OUTPUT_MISMATCH",
+            text=f"{mismatched} of {asked} requests returned another number of tokens than asked for"
+            + (f" (mean {mean:.1f})" if mean is not None else ""),
+            advice="compare engines only at equal output; if the server knows ignore_eos and min_tokens, name its "
+            "dialect with --dialect",
+        )
+    ]
