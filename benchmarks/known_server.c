@@ -129,19 +129,21 @@ static int chunk(char *to, const char *event, int len) {
     return n + len + 2;
 }
 
-static void token(int fd) {
+// Writes the next `count` tokens, an event each, with one system call.
+static void tokens(int fd, int count) {
     Conn *c = conns[fd];
-    char event[1024], out[4096];
-    int n = 0, len;
+    char event[1024], out[16 * 1024];
+    int n = 0, len, last = 0;
     const char *object = c->chat ? "chat.completion.chunk" : "text_completion";
     if (c->chat && !c->emitted) {
         len = sprintf(event, "data: {\"id\":\"cmpl-%ld\",\"object\":\"%s\",\"created\":1,\"model\":\"known\",\"choices\":"
             "[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"finish_reason\":null}]}\n\n", c->id, object);
         n += chunk(out + n, event, len);
     }
-    c->emitted++;
-    int last = c->emitted >= c->wanted;
     char usage[160];
+    for (; count && !last; count--) {
+    c->emitted++;
+    last = c->emitted >= c->wanted;
     sprintf(usage, "\"usage\":{\"prompt_tokens\":%ld,\"total_tokens\":%ld,\"completion_tokens\":%ld}",
             c->prompt_tokens, c->prompt_tokens + c->emitted, c->emitted);
     len = sprintf(event, "data: {\"id\":\"cmpl-%ld\",\"object\":\"%s\",\"created\":1,\"model\":\"known\",\"choices\":"
@@ -149,6 +151,7 @@ static void token(int fd) {
         c->id, object, c->chat ? "\"delta\":{\"content\":\" token\"}" : "\"text\":\" token\"",
         last ? "\"length\"" : "null", c->continuous ? "," : "", c->continuous ? usage : "");
     n += chunk(out + n, event, len);
+    }
     if (last) {
         c->active = 0;
         if (c->usage) {
@@ -263,7 +266,8 @@ int main(int argc, char **argv) {
                 late_sum += late; late_count++;
                 if (late > late_max) late_max = late;
             }
-            token(fd);
+            // Unpaced, several events go out before the others get their turn.
+            tokens(fd, gap_ns ? 1 : 16);
             if (conns[fd]) {
                 if (c->active) { c->due_ns = gap_ns ? c->due_ns + gap_ns : now; schedule(fd); }
                 else unschedule(fd);

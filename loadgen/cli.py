@@ -108,6 +108,7 @@ def _parse_extra_body(text: str | None) -> dict[str, bytes]:
 
 
 def _source(dataset: str | None, input_tokens: str | None, output_tokens: str | None, vocab: int, seed: int) -> Any:
+    from loadgen.datasets import find_dataset
     from loadgen.prompts import DEFAULT_OUTPUT_TOKENS, FIRST_TOKEN_ID, SourceSpec, TokenRange, parse_token_range
 
     output = None if output_tokens is None else parse_token_range(output_tokens, "--output-tokens")
@@ -116,7 +117,7 @@ def _source(dataset: str | None, input_tokens: str | None, output_tokens: str | 
             raise UsageError("--dataset and --input-tokens exclude each other: the prompts come from one of them")
         if output is not None and output.low != output.high:
             raise UsageError("--output-tokens must be one number beside --dataset")
-        return SourceSpec(seed=seed, path=dataset, output_tokens=output)
+        return SourceSpec(seed=seed, path=str(find_dataset(dataset)), output_tokens=output)
     if vocab <= FIRST_TOKEN_ID:
         raise UsageError(f"--vocab-size must be above {FIRST_TOKEN_ID}, not {vocab}")
     return SourceSpec(
@@ -365,6 +366,53 @@ def serve_sim(
         server.run()
     except KeyboardInterrupt:
         click.echo("ended")
+    return 0
+
+
+@cli.group("dataset")
+def dataset_group() -> None:
+    """Datasets: JSONL files with one prompt a line."""
+
+
+@dataset_group.command("make")
+@click.argument("kind")
+@click.option("--prompts", type=int, metavar="N", default=256, show_default=True, help="How many.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--output", required=True, metavar="FILE", help="A file that does not exist yet; - for standard output.")
+def make_dataset(kind: str, prompts: int, seed: int, output: str) -> int:
+    """Make a dataset from a seed, the same on every machine.
+
+    \b
+    KIND is one of
+      chat        a system and a user message
+      completion  a text to continue
+      tokens      256 token ids in, 128 tokens out, in the form of trtllm-bench
+    """
+    from loadgen.datasets import make, write
+
+    lines = make(kind, prompts, seed)
+    if output == "-":
+        sys.stdout.buffer.writelines(lines)
+    else:
+        write(Path(output), lines)
+        click.echo(f"{output}: {prompts:,} prompts")
+    return 0
+
+
+@dataset_group.command("inspect")
+@click.argument("file")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def inspect_dataset(file: str, as_json: bool) -> int:
+    """Check a dataset, and show what it holds.
+
+    FILE is a path or the name of a dataset that comes with loadgen, such as chat-256.
+    """
+    import msgspec
+
+    from loadgen.datasets import find_dataset, inspect, render
+
+    found = inspect(find_dataset(file))
+    click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2) if as_json else render(found))
     return 0
 
 

@@ -133,3 +133,22 @@ def read_counters(url: str, headers: dict[str, str], verify_tls: bool = True) ->
     except (TimeoutError, aiohttp.ClientError, OSError):
         return {}
     return parse_counters(body.decode("utf-8", "replace")) if status == 200 else {}
+
+
+def get_json(url: str) -> Any:
+    """The JSON that ``url`` answers with; for the embedded engine's own pages.
+
+    Raises:
+        EndpointError: no answer, or no JSON.
+    """
+    import aiohttp
+
+    async def ask() -> tuple[int, bytes]:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as session:
+            async with session.get(url) as response:
+                return response.status, await response.read()
+
+    try:
+        return msgspec.json.decode(asyncio.run(ask())[1])
+    except (TimeoutError, aiohttp.ClientError, OSError, msgspec.MsgspecError) as error:
+        raise EndpointError(f"{url}: {_reason(error)}") from None

@@ -7,7 +7,6 @@ machine, makes the same one without talking to the others.
 from __future__ import annotations
 
 import hashlib
-import random
 import re
 import sys
 from array import array
@@ -24,7 +23,7 @@ DEFAULT_OUTPUT_TOKENS = 128
 # more than 32,000 entries.
 FIRST_TOKEN_ID = 10
 DEFAULT_VOCAB_SIZE = 32_000
-TOKENS_PER_STEP = 512
+TOKENS_PER_STEP = 1024
 
 # Fields of a line that go into the request as they are. Any other unknown field stays data about
 # the prompt, and is not sent: TensorRT-LLM rejects a request that has a field it does not know.
@@ -44,7 +43,8 @@ SAMPLING_FIELDS = frozenset(
         "top_p",
     }
 )
-_LINE_FIELDS = frozenset(
+# Fields that the prompt itself is made of.
+LINE_FIELDS = frozenset(
     {"prompt", "messages", "input_ids", "logits", "output_tokens", "max_tokens", "id", "task_id", "extra_body"}
 )
 
@@ -108,7 +108,7 @@ def parse_line(raw: bytes, path: Path, number: int, output_tokens: int | None = 
         all_fields = _fields_decoder.decode(raw)
     except msgspec.ValidationError as error:
         raise DatasetError(path, str(error), number) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DatasetError(path, f"not a JSON object: {error}", number) from None
     given = [name for name in ("prompt", "messages", "input_ids", "logits") if getattr(line, name) is not None]
     if len(given) != 1:
@@ -154,20 +154,29 @@ def read_prompts(path: Path, output_tokens: int | None = None) -> list[Prompt]:
     """Every prompt of a JSONL file; empty lines are skipped.
 
     Raises:
-        DatasetError: the file is missing, empty, or has a bad line.
+        DatasetError: as :func:`numbered_lines`, or a line is bad.
     """
+    return [parse_line(line, path, number, output_tokens) for number, line in numbered_lines(path)]
+
+
+def numbered_lines(path: Path) -> list[tuple[int, bytes]]:
+    """The lines of a JSONL file that are not empty, each with its number, the first being 1.
+
+    Raises:
+        DatasetError: the file cannot be read, or has no such line.
+    """
+    if path.exists() and not path.is_file():
+        # Each worker process reads it again.
+        raise DatasetError(path, "is no regular file; write the prompts to one")
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise DatasetError(path, f"cannot be read: {error.strerror}") from None
-    prompts = [
-        parse_line(line, path, number, output_tokens)
-        for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").splitlines(), 1)
-        if line.strip()
-    ]
-    if not prompts:
+    lines = enumerate(raw.removeprefix(b"\xef\xbb\xbf").splitlines(), 1)
+    filled = [(number, line) for number, line in lines if line.strip()]
+    if not filled:
         raise DatasetError(path, "holds no prompt; one JSON object a line is expected")
-    return prompts
+    return filled
 
 
 class TokenRange(msgspec.Struct, frozen=True):
@@ -176,9 +185,9 @@ class TokenRange(msgspec.Struct, frozen=True):
     low: int
     high: int
 
-    def draw(self, rng: random.Random) -> int:
-        """A number in the range, all equally likely."""
-        return self.low + rng.getrandbits(32) * (self.high - self.low + 1) // 2**32
+    def pick(self, word: int) -> int:
+        """A number in the range, all equally likely, from 32 random bits."""
+        return self.low + (word * (self.high - self.low + 1) >> 32)
 
     def __str__(self) -> str:
         return str(self.low) if self.low == self.high else f"{self.low}:{self.high}"
@@ -241,22 +250,25 @@ class SyntheticSource:
     def __init__(self, input_tokens: TokenRange, output_tokens: TokenRange, vocab_size: int, seed: int) -> None:
         self._input = input_tokens
         self._output = output_tokens
-        self._span = vocab_size - FIRST_TOKEN_ID
         self._seed = seed
+        span = vocab_size - FIRST_TOKEN_ID
+        # The id that each 16 random bits stand for, as JSON: a prompt is one join, 15 us for 256 ids.
+        self._ids = [b"%d" % (FIRST_TOKEN_ID + (word * span >> 16)) for word in range(2**16)]
 
     def steps(self, index: int) -> Generator[None, None, Prompt]:
-        rng = random.Random(f"{self._seed}:{index}")
-        length = self._input.draw(rng)
-        output_tokens = self._output.draw(rng)
-        span = self._span
+        # A hash's output is the same under every Python version and platform.
+        stream = hashlib.shake_128(f"{self._seed}:{index}".encode())
+        lengths = stream.digest(8)
+        length = self._input.pick(int.from_bytes(lengths[:4], "little"))
+        output_tokens = self._output.pick(int.from_bytes(lengths[4:], "little"))
+        words = array("H", stream.digest(8 + 2 * length)[8:])
+        if sys.byteorder == "big":
+            words.byteswap()
         pieces = []
         for start in range(0, length, TOKENS_PER_STEP):
             if start:
                 yield
-            words = array("I", rng.randbytes(4 * min(TOKENS_PER_STEP, length - start)))
-            if sys.byteorder == "big":
-                words.byteswap()
-            pieces.append(msgspec.json.encode([FIRST_TOKEN_ID + (word * span >> 32) for word in words])[1:-1])
+            pieces.append(b",".join(map(self._ids.__getitem__, words[start : start + TOKENS_PER_STEP])))
         return Prompt(
             id=str(index),
             kind="token_ids",

@@ -127,6 +127,17 @@ class LevelMark(msgspec.Struct, kw_only=True, tag_field="mark", tag="level"):
     interrupted: str | None = None
 
 
+class ServerCounters(msgspec.Struct, kw_only=True):
+    """The engine's own counters; a line of ``server_metrics.jsonl``.
+
+    ``after_level``: the level that had just ended; -1 before the first.
+    """
+
+    t_ns: int
+    after_level: int
+    counters: dict[str, float]
+
+
 class Manifest(msgspec.Struct, kw_only=True):
     """What was run, where, and how to run it again. Secrets are not kept."""
 
@@ -198,6 +209,19 @@ def read_client_log(path: Path) -> tuple[list[ClientSample], list[LevelMark]]:
             except msgspec.MsgspecError:
                 continue
     return samples, marks
+
+
+def read_server_log(path: Path) -> dict[int, ServerCounters]:
+    """The lines of a ``server_metrics.jsonl`` by ``after_level``; {} without the file."""
+    found: dict[int, ServerCounters] = {}
+    if path.exists():
+        for line in path.read_bytes().splitlines():
+            try:
+                counters = msgspec.json.decode(line, type=ServerCounters)
+            except msgspec.MsgspecError:
+                continue
+            found[counters.after_level] = counters
+    return found
 
 
 def read_manifest(run: Path) -> Manifest:

@@ -104,6 +104,16 @@ def default_workers(max_concurrency: int) -> int:
     return max(1, min(-(-max_concurrency // SLOTS_PER_WORKER), cores - 1))
 
 
+def split_cores() -> tuple[set[int] | None, set[int] | None]:
+    """Cores for an engine on this machine and cores for the workers: the last one, and the rest.
+
+    Without this, Linux often wakes the engine on the core of the worker that wrote to it, where it
+    waits for milliseconds until that worker is done. With a single core there is nothing to split.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    return ({cores[-1]}, set(cores[:-1])) if len(cores) > 1 else (None, None)
+
+
 def shares(total: int, parts: int) -> list[int]:
     """``total`` split into ``parts`` whole numbers that differ by at most one."""
     return [total // parts + (i < total % parts) for i in range(parts)]
@@ -210,6 +220,7 @@ class Runner:
         workers: how many.
         run: the run folder; records.jsonl and client.jsonl are appended to.
         interrupts: checked all the time.
+        cores: pins the workers to these cores.
         on_sample: called with every worker sample.
     """
 
@@ -222,6 +233,7 @@ class Runner:
         workers: int,
         run: Path,
         interrupts: Interrupts,
+        cores: set[int] | None = None,
         on_sample: Callable[[ClientSample], None] = lambda sample: None,
     ) -> None:
         self._interrupts = interrupts
@@ -231,9 +243,12 @@ class Runner:
         self._client_log = (run / "client.jsonl").open("ab")
         self._rng = random.Random(0)
         self._unwritten: list[str] = []
+        self._lost: list[_WorkerProcess] = []
         self.disk_error: str | None = None
         self._workers = [_WorkerProcess(index) for index in range(workers)]
         for worker in self._workers:
+            if cores is not None:
+                os.sched_setaffinity(worker.process.pid, cores)
             self._selector.register(worker.fd, selectors.EVENT_READ, worker)
             worker.send(
                 Setup(
@@ -267,8 +282,8 @@ class Runner:
 
     @property
     def usable(self) -> bool:
-        """Whether a further level can be run."""
-        return bool(self._workers)
+        """Whether a further level can be run: every worker lives."""
+        return not self._lost
 
     def take_unwritten(self) -> list[str]:
         """Record lines that the disk did not take, since the last call."""
@@ -392,12 +407,13 @@ class Runner:
             level.interrupted = reason
         level.finishing = True
         level.hold_at_ns = None
-        if level.ready == len(level.workers):
+        if level.ready >= len(level.workers):
             self._tell(level, Finish() if cancel is None else Cancel(cancel))
 
     def _died(self, level: _Level, worker: _WorkerProcess) -> None:
         self._selector.unregister(worker.fd)
         self._workers.remove(worker)
+        self._lost.append(worker)
         if worker in level.workers:
             level.workers.remove(worker)
             # What the others have told still counts; what this one would have told is not waited for.
@@ -421,7 +437,7 @@ class Runner:
 
     def close(self) -> None:
         """Ends the workers; they leave when their input ends."""
-        for worker in self._workers:
+        for worker in self._workers + self._lost:
             worker.close()
         self._selector.close()
         try:

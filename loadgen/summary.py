@@ -19,10 +19,12 @@ from loadgen.records import (
     LevelMark,
     Manifest,
     RequestRecord,
+    ServerCounters,
     decode_record,
     read_client_log,
     read_manifest,
     read_records,
+    read_server_log,
 )
 from loadgen.verdicts import Verdict, judge
 
@@ -90,8 +92,22 @@ def summarize_level(
     return _judged(level_figures(load, gathered, samples, mark.interrupted))
 
 
-def _judged(figures: LevelFigures) -> LevelSummary:
-    return LevelSummary(**msgspec.structs.asdict(figures), verdict=judge(figures))
+def _judged(figures: LevelFigures, server: dict[str, Any] | None = None) -> LevelSummary:
+    return LevelSummary(**msgspec.structs.asdict(figures), verdict=judge(figures), server=server)
+
+
+def compare_counters(
+    before: ServerCounters | None, after: ServerCounters | None, totals: dict[str, int]
+) -> dict[str, Any] | None:
+    """What the engine's counters grew by over a level, and whether that is our own totals."""
+    if before is None or after is None:
+        return None
+    grown = {
+        key: int(after.counters[key] - before.counters[key]) for key in before.counters if key in after.counters
+    }
+    if not grown:
+        return None
+    return {**grown, "agrees": all(grown[key] == totals[key] for key in grown)}
 
 
 def summarize_run(run: Path) -> tuple[Manifest, Summary]:
@@ -104,6 +120,7 @@ def summarize_run(run: Path) -> tuple[Manifest, Summary]:
     path = run / "records.jsonl"
     samples, marks = read_client_log(run / "client.jsonl")
     mark_of = {mark.level: mark for mark in marks}
+    counters = read_server_log(run / "server_metrics.jsonl")
     seen: set[int] = set()
     unmarked: dict[int, list[RequestRecord]] = {}
     if path.exists():
@@ -126,7 +143,9 @@ def summarize_run(run: Path) -> tuple[Manifest, Summary]:
         mark = mark_of.get(level)
         own = [sample for sample in samples if sample.level == level]
         load = manifest.levels[level] if level < len(manifest.levels) else {"model": "closed", "concurrency": 0}
-        summaries.append(_judged(level_figures(load, gathered[level], own, mark.interrupted if mark else KILLED)))
+        figures = level_figures(load, gathered[level], own, mark.interrupted if mark else KILLED)
+        server = compare_counters(counters.get(level - 1), counters.get(level), figures.totals)
+        summaries.append(_judged(figures, server))
     notes = []
     if len(levels) < len(manifest.levels):
         notes.append(f"{len(manifest.levels) - len(levels)} of {len(manifest.levels)} levels were not run")

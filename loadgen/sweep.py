@@ -12,14 +12,16 @@ from typing import Any, Protocol
 import msgspec
 
 from loadgen import __version__, control, environment
+from loadgen.calibrate import kept_calibration
+from loadgen.clock import now_ns
 from loadgen.endpoint import DIALECTS, Api, Endpoint, check_prompt
 from loadgen.engines.launch import launch_sim
 from loadgen.engines.sim import SimConfig
 from loadgen.errors import EndpointError, RunFolderError, UsageError
 from loadgen.prompts import DatasetSource, SourceSpec
-from loadgen.records import ClientSample, Manifest, write_json
-from loadgen.runner import Interrupts, LevelSpec, Runner, default_workers
-from loadgen.summary import LevelSummary, RunTail, Summary, summarize_level
+from loadgen.records import ClientSample, Manifest, ServerCounters, encode_line, write_json
+from loadgen.runner import Interrupts, LevelSpec, Runner, default_workers, split_cores
+from loadgen.summary import LevelSummary, RunTail, Summary, compare_counters, summarize_level
 from loadgen.wire import Timeouts
 
 COUNTERS_WAIT_S = 2.0
@@ -148,9 +150,11 @@ def run_sweep(spec: SweepSpec, listener: Listener, interrupts: Interrupts) -> Su
     """
     api, dataset = choose_api(spec)
     with ExitStack() as stack:
+        worker_cores = None
         if spec.sim is not None:
+            engine_cores, worker_cores = split_cores()
             # Before the folder is made, so that an engine that does not start leaves none behind.
-            launched = stack.enter_context(launch_sim(spec.sim))
+            launched = stack.enter_context(launch_sim(spec.sim, cores=engine_cores))
             url, argv = launched.url, launched.argv
         else:
             assert spec.url is not None
@@ -210,7 +214,12 @@ def run_sweep(spec: SweepSpec, listener: Listener, interrupts: Interrupts) -> Su
                 "timeouts": msgspec.to_builtins(spec.timeouts),
             },
             levels=[level.load for level in levels],
-            client={"loadgen_version": __version__, "workers": workers, "headers": sorted(spec.headers)},
+            client={
+                "loadgen_version": __version__,
+                "workers": workers,
+                "headers": sorted(spec.headers),
+                "calibration": kept_calibration(),
+            },
         )
         write_json(spec.output / "manifest.json", manifest)
         listener.started(manifest, spec.output)
@@ -221,6 +230,7 @@ def run_sweep(spec: SweepSpec, listener: Listener, interrupts: Interrupts) -> Su
             workers=workers,
             run=spec.output,
             interrupts=interrupts,
+            cores=worker_cores,
             on_sample=listener.sampled,
         )
         stack.callback(runner.close)
@@ -239,7 +249,8 @@ def _run_levels(
     tail = RunTail(spec.output)
     summary = Summary(simulated=simulated, levels=[])
     first_index = 0
-    before = control.read_counters(endpoint.url, endpoint.headers, endpoint.verify_tls)
+    before = _read_counters(endpoint, -1)
+    _log_counters(spec.output, before, runner)
     runner.wait_ready()
     for level in levels:
         listener.level_started(level)
@@ -248,8 +259,11 @@ def _run_levels(
         result = summarize_level(level.load, tail.records(runner.take_unwritten()), samples, mark)
         # Prompts go on where this level stopped, so that no level finds another's in a prefix cache.
         first_index += result.requests.issued + result.requests.warmup + result.requests.drain
-        if before:
-            before, result.server = _compare_counters(endpoint, before, result.totals)
+        if before.counters:
+            after = _counters_after(endpoint, level.index, before, result.totals)
+            result.server = compare_counters(before, after, result.totals)
+            _log_counters(spec.output, after, runner)
+            before = after
         summary.levels.append(result)
         listener.level_ended(result)
         try:
@@ -268,22 +282,33 @@ def _run_levels(
     return summary
 
 
-def _compare_counters(
-    endpoint: Endpoint, before: dict[str, float], totals: dict[str, int]
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """The engine's counters now, and what they grew by next to our own totals of the level.
+def _read_counters(endpoint: Endpoint, after_level: int) -> ServerCounters:
+    counters = control.read_counters(endpoint.url, endpoint.headers, endpoint.verify_tls)
+    return ServerCounters(t_ns=now_ns(), after_level=after_level, counters=counters)
 
-    An engine counts a request a little after it has answered it, so a difference is looked at
-    again for a while.
-    """
+
+def _counters_after(
+    endpoint: Endpoint, level: int, before: ServerCounters, totals: dict[str, int]
+) -> ServerCounters:
+    """The counters after a level. An engine counts a request a little after it has answered it, so
+    a difference from our own totals is looked at again for a while."""
     deadline = time.monotonic() + COUNTERS_WAIT_S
     while True:
-        now = control.read_counters(endpoint.url, endpoint.headers, endpoint.verify_tls)
-        grown = {key: int(now[key] - before[key]) for key in before if key in now}
-        agrees = bool(grown) and all(grown[key] == totals[key] for key in grown)
-        if agrees or not grown or time.monotonic() > deadline:
-            return now or before, {**grown, "agrees": agrees}
+        after = _read_counters(endpoint, level)
+        compared = compare_counters(before, after, totals)
+        if compared is None or compared["agrees"] or time.monotonic() > deadline:
+            return after
         time.sleep(0.1)
+
+
+def _log_counters(run: Path, counters: ServerCounters, runner: Runner) -> None:
+    if not counters.counters:
+        return
+    try:
+        with (run / "server_metrics.jsonl").open("ab") as log:
+            log.write(encode_line(counters))
+    except OSError as error:
+        runner.disk_error = runner.disk_error or error.strerror
 
 
 def default_output(model: str, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Path:

@@ -19,6 +19,20 @@ MAX_LATENESS_SHARE = 0.05
 MAX_UTILIZATION = 0.97
 
 
+# Name and rule of every verdict but VALID; docs/metrics.md shows it.
+VERDICTS: dict[str, str] = {
+    "INTERRUPTED": "the level did not run to its end: Ctrl-C, a server that was gone, a full disk, a dead worker",
+    "ERRORS": f"more than {MAX_ERROR_SHARE:.0%} of the measured requests failed",
+    "TOO_FEW": f"fewer than {quantile_floor(0.5)} measured requests succeeded, so that not even a median can be shown",
+    "LOAD_NOT_ACHIEVED": f"the time average in flight was below {MIN_IN_FLIGHT_SHARE:.0%} of the concurrency asked for",
+    "CLIENT_BOUND": f"our own stamps were late by more than {MAX_LATENESS_SHARE:.0%} of the mean TTFT on average; or "
+    "their 99th percentile of lateness exceeded the median gap between tokens; or the busiest worker used more than "
+    f"{MAX_UTILIZATION:.0%} of a core",
+    "OUTPUT_MISMATCH": f"more than {MAX_MISMATCH_SHARE:.0%} of the successful requests returned another number of "
+    "tokens than was asked for",
+}
+
+
 class Reason(msgspec.Struct, kw_only=True):
     """One failed check: what was seen, and what to do about it."""
 

