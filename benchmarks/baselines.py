@@ -90,7 +90,9 @@ class Bare(asyncio.Protocol):
             return
         body = self.queue.pop()
         self.first = self.last = 0
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        )
         self.sent = now()
         self.transport.write(head.encode() + b"\r\n\r\n" + body)  # type: ignore[attr-defined]
 

@@ -107,7 +107,7 @@ def run_loadgen(port: int, concurrency: int, requests: int, inputs: int, outputs
         except (json.JSONDecodeError, IndexError):
             raise SystemExit(f"loadgen failed: {run['err'][-2000:]}") from None
         ttft = []
-        with open(f"{folder}/run/records.jsonl", "rb") as lines:
+        with Path(f"{folder}/run/records.jsonl").open("rb") as lines:
             for line in lines:
                 # The head of a line is enough; event lists can be long.
                 record = json.loads(line)
@@ -228,8 +228,8 @@ def main() -> None:
                             continue
                         rows.setdefault((name, load), []).append(got)
                         print(
-                            f"{title}, round {number + 1}, {load} in flight, {name}: TTFT {got['ttft_mean_s'] * 1e3:.2f} "
-                            f"ms, {got['tokens_per_s']:,.0f} tok/s, {got['cpu_s'] / got['tokens'] * 1e6:.1f} us/token",
+                            f"{title}, round {number + 1}, {load} in flight, {name}: "
+                            f"TTFT {got['ttft_mean_s'] * 1e3:.2f} ms, {got['tokens_per_s']:,.0f} tok/s, {got['cpu_s'] / got['tokens'] * 1e6:.1f} us/token",
                             file=sys.stderr,
                             flush=True,
                         )

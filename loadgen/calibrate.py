@@ -60,9 +60,7 @@ class Calibration(msgspec.Struct, kw_only=True):
     tokens_per_s_within_5_percent: float | None
 
 
-def errors_of(
-    records: list[RequestRecord], stamps: dict[int, tuple[int, int, int]]
-) -> tuple[list[float], list[float]]:
+def errors_of(records: list[RequestRecord], stamps: dict[int, tuple[int, int, int]]) -> tuple[list[float], list[float]]:
     """TTFT errors in seconds and TPOT errors as a share, one for each record with stamps.
 
     Args:
@@ -92,9 +90,7 @@ def highest_rate(rows: list[CalibrationRow], within: Callable[[CalibrationRow], 
     return best
 
 
-def calibrate(
-    levels: list[int], duration_s: float, workers: int | None, say: Callable[[str], None]
-) -> Calibration:
+def calibrate(levels: list[int], duration_s: float, workers: int | None, say: Callable[[str], None]) -> Calibration:
     """Runs every load and keeps the result for later runs on this machine.
 
     Raises:
@@ -144,7 +140,7 @@ def calibrate(
                     ttft, tpot = errors_of(good, stamps)
                     if not ttft or not tpot:
                         raise LoadgenError(
-                            f"{concurrency} in flight: nothing was measured in {duration_s:g} s; use a longer --duration"
+                            f"{concurrency} in flight: nothing ended within {duration_s:g} s; use a longer --duration"
                         )
                     level = summarize_level(spec.load, records, samples, mark)
                     rows.append(
@@ -170,8 +166,9 @@ def calibrate(
         tokens_per_s_within_1ms=highest_rate(rows, lambda r: abs(r.ttft_error_mean_s) <= MAX_ERROR_S),
         tokens_per_s_within_5_percent=highest_rate(
             rows,
-            lambda r: abs(r.ttft_error_mean_s) <= MAX_ERROR_SHARE * TTFT_S
-            and abs(r.tpot_error_share) <= MAX_ERROR_SHARE,
+            lambda r: (
+                abs(r.ttft_error_mean_s) <= MAX_ERROR_SHARE * TTFT_S and abs(r.tpot_error_share) <= MAX_ERROR_SHARE
+            ),
         ),
     )
     _keep(result)

@@ -5,6 +5,7 @@ Everything beyond click is imported inside the command that needs it, so that ``
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -46,9 +47,13 @@ def main() -> None:
     except LoadgenError as error:
         click.echo(f"loadgen: {error}", err=True)
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # The reader of our output has gone; there is nobody left to tell.
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        # Standard output takes no more. What Python still holds for it would fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.ENOSPC:
+            click.echo("loadgen: standard output: no space left on device", err=True)
         sys.exit(1)
 
 
@@ -91,7 +96,9 @@ def _parse_timeouts(text: str | None) -> Any:
         name, equals, value = piece.partition("=")
         key = names.get(name.strip().replace("-", "_"))
         if not equals or key is None:
-            raise UsageError(f"--timeout takes {', '.join(names)} with a duration, such as first_token=60s; not {piece!r}")
+            raise UsageError(
+                f"--timeout takes {', '.join(names)} with a duration, such as first_token=60s; not {piece!r}"
+            )
         values[key] = parse_duration_s(value)
     return Timeouts(**values)
 
@@ -122,7 +129,9 @@ def _source(dataset: str | None, input_tokens: str | None, output_tokens: str | 
         raise UsageError(f"--vocab-size must be above {FIRST_TOKEN_ID}, not {vocab}")
     return SourceSpec(
         seed=seed,
-        input_tokens=TokenRange(256, 256) if input_tokens is None else parse_token_range(input_tokens, "--input-tokens"),
+        input_tokens=TokenRange(256, 256)
+        if input_tokens is None
+        else parse_token_range(input_tokens, "--input-tokens"),
         output_tokens=output or TokenRange(DEFAULT_OUTPUT_TOKENS, DEFAULT_OUTPUT_TOKENS),
         vocab_size=vocab,
     )
@@ -166,7 +175,9 @@ def _sim_config(mode: str, gpu: str, model: str, ttft: str, tpot: str, host: str
 @click.option("--url", metavar="URL", help="A server that runs already, such as http://127.0.0.1:8000.")
 @click.option("--model", metavar="NAME", help="Served model; not needed when the server lists only one.")
 @click.option("--engine", type=click.Choice(["sim"]), help="Launch an engine. Default without --url: sim.")
-@click.option("--dataset", type=click.Path(), metavar="FILE.jsonl", help="Prompts, one JSON object a line.")
+@click.option(
+    "--dataset", type=click.Path(), metavar="FILE.jsonl", help="Prompts, one a line; or a shipped set: chat-256, ..."
+)
 @click.option("--input-tokens", metavar="N|A:B", help="Synthetic prompts of so many token ids.  [default: 256]")
 @click.option("--output-tokens", metavar="N|A:B", help="Tokens to ask for.  [default: the dataset's, else 128]")
 @click.option("--vocab-size", type=int, default=32_000, show_default=True, help="Synthetic ids stay below this.")
@@ -176,7 +187,9 @@ def _sim_config(mode: str, gpu: str, model: str, ttft: str, tpot: str, host: str
 @click.option("--endpoint", type=click.Choice(["completions", "chat"]), help="Default: by what the prompts are.")
 @click.option("--dialect", type=click.Choice(["vllm", "trtllm", "sim", "openai"]),
               help="Request fields that the server knows.  [default: by what it says it is]")  # fmt: skip
-@click.option("--api-key", envvar="LOADGEN_API_KEY", metavar="KEY", help="Sent as a bearer token. Env: LOADGEN_API_KEY.")
+@click.option(
+    "--api-key", envvar="LOADGEN_API_KEY", metavar="KEY", help="Sent as a bearer token. Env: LOADGEN_API_KEY."
+)
 @click.option("--header", "headers", multiple=True, metavar="'Name: value'", help="Extra header; repeatable.")
 @click.option("--insecure", is_flag=True, help="Accept any TLS certificate.")
 @click.option("--extra-body", metavar="JSON", help="Fields to add to every request.")
@@ -184,7 +197,9 @@ def _sim_config(mode: str, gpu: str, model: str, ttft: str, tpot: str, host: str
               help="connect, first_token, between_tokens, request.  [default: 10s, 5m, 1m, 1h]")  # fmt: skip
 @click.option("--workers", type=int, metavar="N", help="Worker processes.  [default: by load and cores]")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="Run folder.  [default: reports/local/...]")
+@click.option(
+    "--output", type=click.Path(path_type=Path), metavar="DIR", help="Run folder.  [default: reports/local/...]"
+)
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json to standard output instead of the table.")
 @_sim_options
 def sweep(
@@ -349,9 +364,7 @@ def serve() -> None:
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=int, default=8000, show_default=True)
 @_sim_options
-def serve_sim(
-    host: str, port: int, sim_mode: str, sim_gpu: str, sim_model: str, sim_ttft: str, sim_tpot: str
-) -> int:
+def serve_sim(host: str, port: int, sim_mode: str, sim_gpu: str, sim_model: str, sim_ttft: str, sim_tpot: str) -> int:
     """The embedded engine. It computes nothing: figures from it are SIMULATED."""
     from loadgen.engines.sim import SimServer
     from loadgen.errors import EngineError

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import ssl
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -33,11 +32,10 @@ class Server(msgspec.Struct, kw_only=True):
 def _session(headers: dict[str, str], verify_tls: bool) -> aiohttp.ClientSession:
     import aiohttp
 
-    tls: ssl.SSLContext | bool = True if verify_tls else False
     return aiohttp.ClientSession(
         headers=headers,
         timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
-        connector=aiohttp.TCPConnector(ssl=tls),
+        connector=aiohttp.TCPConnector(ssl=verify_tls),
     )
 
 
@@ -144,9 +142,8 @@ def get_json(url: str) -> Any:
     import aiohttp
 
     async def ask() -> tuple[int, bytes]:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as session:
-            async with session.get(url) as response:
-                return response.status, await response.read()
+        async with _session({}, True) as session:
+            return await _get(session, url)
 
     try:
         return msgspec.json.decode(asyncio.run(ask())[1])

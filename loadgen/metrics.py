@@ -471,5 +471,7 @@ def _client_figures(gathered: LevelAccumulator, samples: list[ClientSample], win
         "littles_law_deviation": deviation,
         "connects": gathered.connects,
         "retried": gathered.retried,
-        "max_rss_bytes": sum(max(s.max_rss_bytes for s in samples if s.worker == w) for w in {s.worker for s in samples}),
+        "max_rss_bytes": sum(
+            max(s.max_rss_bytes for s in samples if s.worker == w) for w in {s.worker for s in samples}
+        ),
     }

@@ -154,6 +154,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 
+
 class Document(NamedTuple):
     """How a longer text is put together: an opening, then pieces in a drawn order, over again.
 

@@ -95,7 +95,11 @@ class Progress:
         completed = sum(s.completed for s in samples)
         failed = sum(s.failed for s in samples)
         ttft_count = sum(s.ttft_count for s in samples)
-        parts = [f"{completed} done", f"{sum(s.in_flight for s in samples)} in flight", f"{format_count(round(self._rate))} tok/s"]
+        parts = [
+            f"{completed} done",
+            f"{sum(s.in_flight for s in samples)} in flight",
+            f"{format_count(round(self._rate))} tok/s",
+        ]
         if ttft_count:
             parts.append(f"TTFT {format_ms(sum(s.ttft_sum_ns for s in samples) / ttft_count / NS_PER_S)} ms")
         if failed:

@@ -19,6 +19,7 @@ import msgspec
 from loadgen.errors import DatasetError, UsageError
 
 DEFAULT_OUTPUT_TOKENS = 128
+MAX_OUTPUT_TOKENS = 10_000_000
 # Ids below are special tokens in most vocabularies; every model that is served in earnest has
 # more than 32,000 entries.
 FIRST_TOKEN_ID = 10
@@ -104,6 +105,7 @@ def parse_line(raw: bytes, path: Path, number: int, output_tokens: int | None = 
         DatasetError: not JSON, no prompt or more than one, or a field of the wrong type.
     """
     try:
+        raw.decode()  # parts that the decoders skip are sent too
         line = _line_decoder.decode(raw)
         all_fields = _fields_decoder.decode(raw)
     except msgspec.ValidationError as error:
@@ -134,8 +136,8 @@ def parse_line(raw: bytes, path: Path, number: int, output_tokens: int | None = 
         (n for n in (output_tokens, line.output_tokens, line.max_tokens) if n is not None),
         DEFAULT_OUTPUT_TOKENS,
     )
-    if wanted < 1:
-        raise DatasetError(path, f"output_tokens must be 1 or above, not {wanted}", number)
+    if not 1 <= wanted <= MAX_OUTPUT_TOKENS:
+        raise DatasetError(path, f"output_tokens must be 1 to {MAX_OUTPUT_TOKENS:,}, not {wanted}", number)
     prompt_id = next((i for i in (line.id, line.task_id) if i is not None), number)
     fields = {name: bytes(value) for name, value in all_fields.items() if name in SAMPLING_FIELDS}
     for name, value in (line.extra_body or {}).items():
@@ -165,10 +167,10 @@ def numbered_lines(path: Path) -> list[tuple[int, bytes]]:
     Raises:
         DatasetError: the file cannot be read, or has no such line.
     """
-    if path.exists() and not path.is_file():
-        # Each worker process reads it again.
-        raise DatasetError(path, "is no regular file; write the prompts to one")
     try:
+        if path.exists() and not path.is_file():
+            # Each worker process reads it again.
+            raise DatasetError(path, "is no regular file; write the prompts to one")
         raw = path.read_bytes()
     except OSError as error:
         raise DatasetError(path, f"cannot be read: {error.strerror}") from None
@@ -234,9 +236,7 @@ class DatasetSource:
     def __init__(self, prompts: list[Prompt], seed: int) -> None:
         self.prompts = prompts
         # Sorting by a hash gives the same order under every Python version and platform.
-        self._order = sorted(
-            range(len(prompts)), key=lambda i: hashlib.sha256(f"{seed}:{i}".encode()).digest()
-        )
+        self._order = sorted(range(len(prompts)), key=lambda i: hashlib.sha256(f"{seed}:{i}".encode()).digest())
 
     def steps(self, index: int) -> Generator[None, None, Prompt]:
         return self.prompts[self._order[index % len(self._order)]]
@@ -245,7 +245,10 @@ class DatasetSource:
 
 class SyntheticSource:
     """Random token ids: exact input lengths without a tokenizer, and no two prompts that share a
-    prefix, so that a prefix cache cannot serve them."""
+    prefix, so that a prefix cache cannot serve them.
+
+    Ids are spread evenly below ``vocab_size``; of a vocabulary above 65,536 as many are used.
+    """
 
     def __init__(self, input_tokens: TokenRange, output_tokens: TokenRange, vocab_size: int, seed: int) -> None:
         self._input = input_tokens

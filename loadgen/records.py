@@ -21,9 +21,7 @@ from loadgen.errors import RunFolderError
 FORMAT_VERSION = 1
 
 Phase = Literal["warmup", "measure", "drain"]
-ErrorKind = Literal[
-    "connect", "timeout", "http_status", "stream_error", "stream_truncated", "bad_payload", "cancelled"
-]
+ErrorKind = Literal["connect", "timeout", "http_status", "stream_error", "stream_truncated", "bad_payload", "cancelled"]
 TokenSource = Literal["usage_continuous", "usage_final", "events"]
 
 
@@ -243,8 +241,7 @@ def read_manifest(run: Path) -> Manifest:
             raise RunFolderError(f"{path}: no format_version; this is no run folder of loadgen")
         if version > FORMAT_VERSION:
             raise RunFolderError(
-                f"{path}: format_version {version}, but this loadgen reads up to {FORMAT_VERSION}; "
-                "upgrade loadgen"
+                f"{path}: format_version {version}, but this loadgen reads up to {FORMAT_VERSION}; upgrade loadgen"
             )
         return msgspec.json.decode(raw, type=Manifest)
     except msgspec.MsgspecError as error:

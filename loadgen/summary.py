@@ -102,9 +102,7 @@ def compare_counters(
     """What the engine's counters grew by over a level, and whether that is our own totals."""
     if before is None or after is None:
         return None
-    grown = {
-        key: int(after.counters[key] - before.counters[key]) for key in before.counters if key in after.counters
-    }
+    grown = {key: int(after.counters[key] - before.counters[key]) for key in before.counters if key in after.counters}
     if not grown:
         return None
     return {**grown, "agrees": all(grown[key] == totals[key] for key in grown)}

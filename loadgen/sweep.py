@@ -14,6 +14,7 @@ import msgspec
 from loadgen import __version__, control, environment
 from loadgen.calibrate import kept_calibration
 from loadgen.clock import now_ns
+from loadgen.datasets import shipped
 from loadgen.endpoint import DIALECTS, Api, Endpoint, check_prompt
 from loadgen.engines.launch import launch_sim
 from loadgen.engines.sim import SimConfig
@@ -113,7 +114,7 @@ def choose_api(spec: SweepSpec) -> tuple[Api, dict[str, Any]]:
     path = Path(spec.source.path)
     return api, {
         "kind": "file",
-        "path": str(path),
+        "path": f"datasets/{path.name}" if path in shipped().values() else str(path),
         "sha256": _sha256(path),
         "prompts": len(source.prompts),
     }
@@ -287,9 +288,7 @@ def _read_counters(endpoint: Endpoint, after_level: int) -> ServerCounters:
     return ServerCounters(t_ns=now_ns(), after_level=after_level, counters=counters)
 
 
-def _counters_after(
-    endpoint: Endpoint, level: int, before: ServerCounters, totals: dict[str, int]
-) -> ServerCounters:
+def _counters_after(endpoint: Endpoint, level: int, before: ServerCounters, totals: dict[str, int]) -> ServerCounters:
     """The counters after a level. An engine counts a request a little after it has answered it, so
     a difference from our own totals is looked at again for a while."""
     deadline = time.monotonic() + COUNTERS_WAIT_S

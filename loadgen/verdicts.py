@@ -51,9 +51,7 @@ class Verdict(msgspec.Struct, kw_only=True):
 def judge(figures: LevelFigures) -> Verdict:
     """Every check of a closed-loop level, the gravest first."""
     reasons = [
-        reason
-        for check in (_interrupted, _errors, _too_few, _load, _client, _output)
-        for reason in check(figures)
+        reason for check in (_interrupted, _errors, _too_few, _load, _client, _output) for reason in check(figures)
     ]
     return Verdict(status=reasons[0].status if reasons else "VALID", reasons=reasons)
 

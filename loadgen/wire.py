@@ -29,7 +29,7 @@ import msgspec
 
 from loadgen.clock import now_ns
 from loadgen.endpoint import Endpoint
-from loadgen.records import ErrorKind, RequestError
+from loadgen.records import ErrorKind, RequestError, TokenSource
 from loadgen.sse import SseParser
 from loadgen.units import NS_PER_S
 
@@ -199,7 +199,7 @@ class Exchange:
         self.input_tokens: int | None = None
         self.output_tokens: int | None = None
         self.cached_tokens: int | None = None
-        self.token_source: str | None = None
+        self.token_source: TokenSource | None = None
         self.event_gap_ns = array("q")
         self.event_tokens = array("i")
         self._pieces: list[bytes] = []  # body pieces that wait to be parsed
@@ -573,7 +573,9 @@ class Connection(asyncio.Protocol):
         elif self._chunked or self._length is not None:
             exchange.parse()
             if exchange.done_ns is None:
-                exchange.fail("stream_truncated", f"the connection was lost after {exchange._counted} tokens{_why(exc)}")
+                exchange.fail(
+                    "stream_truncated", f"the connection was lost after {exchange._counted} tokens{_why(exc)}"
+                )
         elif exc is not None:
             exchange.fail("stream_truncated", f"the connection was lost{_why(exc)}")
         exchange.end_ns = stamp  # else: a body that the end of the connection delimits

@@ -12,7 +12,6 @@ import os
 import resource
 import socket
 import struct
-import sys
 import time
 from collections import deque
 from collections.abc import Generator
@@ -524,5 +523,4 @@ def main() -> None:
 if __name__ == "__main__":
     main()
     # Nothing is left to clean up, and tearing down thousands of sockets one by one takes long.
-    sys.stdout = None  # type: ignore[assignment]
     os._exit(0)

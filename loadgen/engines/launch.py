@@ -44,7 +44,7 @@ def launch_sim(config: SimConfig, log: Path | None = None, cores: set[int] | Non
     argv = [sys.executable, "-m", "loadgen.engines.sim", msgspec.json.encode(config).decode()]
     package = str(Path(__file__).resolve().parent.parent.parent)
     inherited = os.environ.get("PYTHONPATH")
-    with open(log or os.devnull, "ab") as log_file:
+    with (log or Path(os.devnull)).open("ab") as log_file:
         process = subprocess.Popen(
             argv,
             stdin=subprocess.PIPE,

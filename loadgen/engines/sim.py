@@ -267,7 +267,7 @@ class Reply:
             )
         )  # fmt: skip
         chunk_names = self.names.replace(b'"chat.completion"', b'"chat.completion.chunk"', 1)
-        self._head = b"data: {%b,\"choices\":[{\"index\":0," % chunk_names
+        self._head = b'data: {%b,"choices":[{"index":0,' % chunk_names
         # Everything but the token count of an ordinary event, made once: the server writes 100,000
         # events a second.
         self._plain = self._event_head(TEXT, None) + (
@@ -386,7 +386,9 @@ class Reply:
                 self._connection.close(reset=reset)
                 return True
         if fault.error_after is not None and self.emitted >= fault.error_after:
-            error = b'data: {"error":{"message":"simulated engine failure","type":"InternalServerError","code":500}}\n\n'
+            error = (
+                b'data: {"error":{"message":"simulated engine failure","type":"InternalServerError","code":500}}\n\n'
+            )
             self._write([error, b"data: [DONE]\n\n"], last=True)
             self._finish(now)
             return True
@@ -404,9 +406,9 @@ class Reply:
         if last:
             events += self._closing_events()
         self.held += events
-        if not self.started or (not last and len(self.held) < fault.events_per_write and self.emitted > 1):
-            if not last:
-                return False
+        waits = not self.started or (len(self.held) < fault.events_per_write and self.emitted > 1)
+        if waits and not last:
+            return False
         if not self.started:
             self.start_late()
         held, self.held = self.held, []
@@ -816,9 +818,7 @@ def http_response(status: int, body: bytes, content_type: bytes = b"application/
 
 
 def _error(status: int, message: str, kind: str, param: str | None = None) -> bytes:
-    return http_response(
-        status, _encode({"error": {"message": message, "type": kind, "param": param, "code": status}})
-    )
+    return http_response(status, _encode({"error": {"message": message, "type": kind, "param": param, "code": status}}))
 
 
 def _shaped_error(status: int, shape: str) -> bytes:

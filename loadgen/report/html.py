@@ -89,7 +89,10 @@ def _table(levels: list[LevelSummary]) -> str:
             *[quantile_ms(level.tpot_s, q) for q in ("p50", "p99")],
             quantile_ms(level.itl_s, "p99"),
             quantile_ms(level.e2e_s, "p50"),
-            *["n/a" if v is None else format_count(v) for v in (level.output_throughput_tps, level.request_throughput_rps)],
+            *[
+                "n/a" if v is None else format_count(v)
+                for v in (level.output_throughput_tps, level.request_throughput_rps)
+            ],
         ]
         valid = level.verdict.status == "VALID"
         rows.append(

@@ -121,7 +121,9 @@ def _remarks(level: LevelSummary) -> list[str]:
         remarks.append(f"{tokens['shared_read']:.0%} of the token events shared a read with the one before")
     if level.stalls["requests"]:
         longest = level.stalls["longest_gap_s"].max
-        remarks.append(f"{level.stalls['requests']:.1%} of the requests stalled; the longest gap: {format_ms(longest)} ms")
+        remarks.append(
+            f"{level.stalls['requests']:.1%} of the requests stalled; the longest gap: {format_ms(longest)} ms"
+        )
     if level.server and not level.server["agrees"] and len(level.server) > 1:
         counts = ", ".join(f"{key} {value:,}" for key, value in level.server.items() if key != "agrees")
         own = ", ".join(f"{level.totals[key]:,}" for key in level.server if key != "agrees")

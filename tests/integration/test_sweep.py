@@ -109,7 +109,9 @@ def test_a_level_by_duration_measures_that_long(sim: Launched, tmp_path: Path) -
 
 
 def test_without_url_or_engine_the_embedded_one_is_measured_and_says_so(tmp_path: Path) -> None:
-    done = run("sweep", "--concurrency", "1", "--requests", "12", "--output-tokens", "3", "--output", str(tmp_path / "r"))
+    done = run(
+        "sweep", "--concurrency", "1", "--requests", "12", "--output-tokens", "3", "--output", str(tmp_path / "r")
+    )
     assert "Every figure is SIMULATED" in done.stderr
     assert "SIMULATED" in done.stdout
     assert f"Report: {tmp_path / 'r' / 'report.html'}" in done.stdout
@@ -120,7 +122,19 @@ def test_chat_prompts_of_a_dataset_are_sent_to_the_chat_api(sim: Launched, tmp_p
     lines = [{"messages": [{"role": "user", "content": f"Héllo {i}"}], "output_tokens": 3 + i} for i in range(4)]
     data.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines))
     out = tmp_path / "run"
-    run("sweep", "--url", sim.url, "--concurrency", "2", "--requests", "12", "--dataset", str(data), "--output", str(out))
+    run(
+        "sweep",
+        "--url",
+        sim.url,
+        "--concurrency",
+        "2",
+        "--requests",
+        "12",
+        "--dataset",
+        str(data),
+        "--output",
+        str(out),
+    )
     records = records_of(out)
     assert json.loads((out / "manifest.json").read_text())["engine"]["endpoint"] == "chat"
     assert all(r["output_tokens"] == r["requested_tokens"] == 2 + int(r["prompt_id"]) for r in records)
@@ -360,7 +374,9 @@ def test_one_request_to_a_slow_starter_is_not_lost(tmp_path: Path) -> None:
                 kind = b"text/event-stream"
             else:
                 body, kind = b'{"data":[{"id":"m","owned_by":"someone"}]}', b"application/json"
-            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n%b" % (kind, len(body), body))
+            sock.sendall(
+                b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n%b" % (kind, len(body), body)
+            )
 
     with scripted(answer) as url:
         done = run(

@@ -178,7 +178,11 @@ TIMEOUTS = {
     "first token": ({"stall_after": 0}, {"first_token_s": 0.3}, "no token within 0.3 s"),
     "between tokens": ({"stall_after": 3}, {"between_tokens_s": 0.3}, "no token for 0.3 s, after 3 tokens"),
     "whole request": ({"tpot_s": 0.05}, {"request_s": 0.4}, "not done within 0.4 s"),
-    "comments do not count as tokens": ({"stall_after": 1, "comments": True}, {"between_tokens_s": 0.3}, "no token for"),
+    "comments do not count as tokens": (
+        {"stall_after": 1, "comments": True},
+        {"between_tokens_s": 0.3},
+        "no token for",
+    ),
 }
 
 
