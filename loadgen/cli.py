@@ -251,6 +251,8 @@ def sweep(
         raise UsageError(f"--workers must be 1 or above, not {workers}")
     if url is not None and engine is not None:
         raise UsageError("--url and --engine exclude each other: attach to a server, or launch one")
+    if url is None and model is not None:
+        raise UsageError("--model names a model of the server at --url; the embedded engine's is --sim-model")
     sim = None if url is not None else _sim_config(sim_mode, sim_gpu, sim_model, sim_ttft, sim_tpot)
     name = model or (sim.served_name if sim is not None else "server")
     spec = SweepSpec(
@@ -316,9 +318,16 @@ def _publish(run: Path, summary: Any, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON instead of the table.")
 def report(run: Path, as_json: bool) -> int:
     """Make a run's table and page again from its records, finished or not."""
+    from loadgen.records import write_json
     from loadgen.summary import summarize_run
 
     _, summary = summarize_run(run)
+    path = run / "summary.json"
+    if not path.exists():  # a run that was killed
+        try:
+            write_json(path, summary)
+        except OSError as error:
+            click.echo(f"loadgen: {path}: cannot be written: {error.strerror}", err=True)
     _publish(run, summary, as_json)
     return 0 if summary.valid else 1
 
@@ -363,13 +372,35 @@ def serve() -> None:
 @serve.command("sim")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=int, default=8000, show_default=True)
+@click.option("--fault", metavar="JSON", help="Misbehave in every reply, e.g. '{\"error_after\": 3}'.")
 @_sim_options
-def serve_sim(host: str, port: int, sim_mode: str, sim_gpu: str, sim_model: str, sim_ttft: str, sim_tpot: str) -> int:
-    """The embedded engine. It computes nothing: figures from it are SIMULATED."""
-    from loadgen.engines.sim import SimServer
+def serve_sim(
+    host: str,
+    port: int,
+    fault: str | None,
+    sim_mode: str,
+    sim_gpu: str,
+    sim_model: str,
+    sim_ttft: str,
+    sim_tpot: str,
+) -> int:
+    """The embedded engine. It computes nothing: figures from it are SIMULATED.
+
+    A request's own field "sim" commands faults and timing for it alone; loadgen/engines/sim.py
+    lists them.
+    """
+    import msgspec
+
+    from loadgen.engines.sim import Fault, SimServer
     from loadgen.errors import EngineError
 
     config = _sim_config(sim_mode, sim_gpu, sim_model, sim_ttft, sim_tpot, host, port)
+    try:
+        if fault is not None:
+            msgspec.json.decode(fault, type=Fault)
+            config = msgspec.structs.replace(config, fault=msgspec.json.decode(fault))
+    except msgspec.MsgspecError as error:
+        raise UsageError(f"--fault: {error}; loadgen/engines/sim.py lists what can be commanded") from None
     try:
         server = SimServer(config)
     except OSError as error:

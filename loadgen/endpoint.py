@@ -84,6 +84,8 @@ def check_url(url: str) -> str:
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
         usable = False
+    if usable and parts.username is not None:
+        raise UsageError("--url: give user and password as --header 'Authorization: Basic ...', not in the URL")
     if not usable or parts.query or parts.fragment:
         raise UsageError(f"--url takes a base URL such as http://127.0.0.1:8000, not {url!r}")
     return url.rstrip("/").removesuffix("/v1")

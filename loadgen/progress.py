@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from loadgen.records import ClientSample, Manifest
+from loadgen.report.terminal import latency_ms
 from loadgen.runner import LevelSpec
 from loadgen.summary import LevelSummary
 from loadgen.units import NS_PER_S, format_count, format_ms
@@ -114,5 +115,5 @@ class Progress:
         self._say(
             f"{summary.load['concurrency']:>5} in flight: {summary.requests.completed} measured, "
             f"{'n/a' if tokens is None else format_count(tokens)} tokens/s, "
-            f"TTFT {format_ms(summary.ttft_s.mean, summary.ttft_s.half_width('mean'))} ms, {summary.verdict.status}"
+            f"TTFT {latency_ms(summary, 'ttft_s', 'mean')} ms, {summary.verdict.status}"
         )

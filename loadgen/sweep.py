@@ -18,7 +18,7 @@ from loadgen.datasets import shipped
 from loadgen.endpoint import DIALECTS, Api, Endpoint, check_prompt
 from loadgen.engines.launch import launch_sim
 from loadgen.engines.sim import SimConfig
-from loadgen.errors import EndpointError, RunFolderError, UsageError
+from loadgen.errors import EndpointError, LoadgenError, RunFolderError, UsageError
 from loadgen.prompts import DatasetSource, SourceSpec
 from loadgen.records import ClientSample, Manifest, ServerCounters, encode_line, write_json
 from loadgen.runner import Interrupts, LevelSpec, Runner, default_workers, split_cores
@@ -154,8 +154,8 @@ def run_sweep(spec: SweepSpec, listener: Listener, interrupts: Interrupts) -> Su
         worker_cores = None
         if spec.sim is not None:
             engine_cores, worker_cores = split_cores()
-            # Before the folder is made, so that an engine that does not start leaves none behind.
-            launched = stack.enter_context(launch_sim(spec.sim, cores=engine_cores))
+            prepare_output(spec.output)
+            launched = stack.enter_context(launch_sim(spec.sim, spec.output / "engine.log", engine_cores))
             url, argv = launched.url, launched.argv
         else:
             assert spec.url is not None
@@ -173,7 +173,8 @@ def run_sweep(spec: SweepSpec, listener: Listener, interrupts: Interrupts) -> Su
             extra_body=spec.extra_body,
         )
         assert dialect in DIALECTS
-        prepare_output(spec.output)
+        if spec.sim is None:  # only now, so that a server that cannot be measured leaves no folder
+            prepare_output(spec.output)
         workers = spec.workers or default_workers(max(spec.levels))
         levels = [
             LevelSpec(
@@ -222,18 +223,21 @@ def run_sweep(spec: SweepSpec, listener: Listener, interrupts: Interrupts) -> Su
                 "calibration": kept_calibration(),
             },
         )
-        write_json(spec.output / "manifest.json", manifest)
+        try:
+            write_json(spec.output / "manifest.json", manifest)
+            runner = Runner(
+                endpoint=endpoint,
+                timeouts=spec.timeouts,
+                source=spec.source,
+                workers=workers,
+                run=spec.output,
+                interrupts=interrupts,
+                cores=worker_cores,
+                on_sample=listener.sampled,
+            )
+        except OSError as error:
+            raise RunFolderError(f"{spec.output}: cannot be written: {error.strerror}; nothing was measured") from None
         listener.started(manifest, spec.output)
-        runner = Runner(
-            endpoint=endpoint,
-            timeouts=spec.timeouts,
-            source=spec.source,
-            workers=workers,
-            run=spec.output,
-            interrupts=interrupts,
-            cores=worker_cores,
-            on_sample=listener.sampled,
-        )
         stack.callback(runner.close)
         return _run_levels(spec, levels, runner, endpoint, listener, interrupts, simulated)
 
@@ -253,6 +257,8 @@ def _run_levels(
     before = _read_counters(endpoint, -1)
     _log_counters(spec.output, before, runner)
     runner.wait_ready()
+    if interrupts.count:
+        raise LoadgenError("interrupted before anything was measured")
     for level in levels:
         listener.level_started(level)
         samples: list[ClientSample] = []

@@ -22,9 +22,10 @@ import uvloop
 
 from loadgen.clock import now_ns
 from loadgen.endpoint import Endpoint, RequestEncoder
+from loadgen.exchange import Exchange
 from loadgen.prompts import Prompt, SourceSpec, make_prompt
 from loadgen.records import ClientSample, Phase, RequestRecord, encode_line
-from loadgen.wire import Exchange, Timeouts, Wire
+from loadgen.wire import Timeouts, Wire
 
 SAMPLE_S = 0.1
 READY_AHEAD_BYTES = 64 * 2**20

@@ -7,8 +7,7 @@ from html import escape
 
 from loadgen import __version__
 from loadgen.records import Manifest
-from loadgen.report.terminal import SIMULATED, quantile_ms
-from loadgen.stats import Distribution
+from loadgen.report.terminal import SIMULATED, latency_ms, withheld
 from loadgen.summary import LevelSummary, Summary
 from loadgen.units import format_count, format_ms
 
@@ -85,10 +84,10 @@ def _table(levels: list[LevelSummary]) -> str:
             format_count(level.load["concurrency"]),
             format_count(level.requests.completed),
             format_count(level.requests.failed),
-            *[quantile_ms(level.ttft_s, q) for q in ("p50", "p90", "p99")],
-            *[quantile_ms(level.tpot_s, q) for q in ("p50", "p99")],
-            quantile_ms(level.itl_s, "p99"),
-            quantile_ms(level.e2e_s, "p50"),
+            *[latency_ms(level, "ttft_s", q) for q in ("p50", "p90", "p99")],
+            *[latency_ms(level, "tpot_s", q) for q in ("p50", "p99")],
+            latency_ms(level, "itl_s", "p99"),
+            latency_ms(level, "e2e_s", "p50"),
             *[
                 "n/a" if v is None else format_count(v)
                 for v in (level.output_throughput_tps, level.request_throughput_rps)
@@ -106,6 +105,7 @@ def _table(levels: list[LevelSummary]) -> str:
         + '<th scope="col" class="word">Verdict</th></tr></thead><tbody>'
         + "\n".join(rows)
         + "</tbody></table></div>"
+        + ("<p>-: withheld, since loadgen's own delay is in it.</p>" if any(map(withheld, levels)) else "")
     )
 
 
@@ -123,8 +123,8 @@ def _charts(levels: list[LevelSummary], simulated: bool) -> str:
     def quantiles(field: str) -> list[Series]:
         found: list[Series] = []
         for name, colour in (("p50", "var(--a)"), ("p90", "var(--b)"), ("p99", "var(--c)")):
-            distributions: list[Distribution] = [getattr(level, field) for level in levels]
-            found.append((name, colour, points([getattr(d, name) for d in distributions], 1e3)))
+            values = [None if withheld(level) else getattr(getattr(level, field), name) for level in levels]
+            found.append((name, colour, points(values, 1e3)))
         return found
 
     charts = [

@@ -7,14 +7,31 @@ import textwrap
 from loadgen.records import Manifest
 from loadgen.stats import QUANTILES, Distribution, quantile_floor
 from loadgen.summary import LevelSummary, Summary
-from loadgen.units import format_bytes, format_count, format_ms
+from loadgen.units import format_count, format_ms
 
 SIMULATED = "SIMULATED: these figures come from the embedded engine's model, not from a GPU."
 WIDTH = 80
 
 
-def quantile_ms(distribution: Distribution, name: str) -> str:
-    """A quantile or the mean in ms, with the digits that its interval supports; "n/a" without it."""
+WITHHELD = "-"
+
+
+def withheld(level: LevelSummary) -> bool:
+    """Whether loadgen's own delay is in the level's latencies, so that none is shown to people.
+
+    summary.json has them all the same, beside the verdict.
+    """
+    return any(reason.status == "CLIENT_BOUND" for reason in level.verdict.reasons)
+
+
+def latency_ms(level: LevelSummary, field: str, name: str) -> str:
+    """A quantile or the mean of a latency in ms, with the digits that its interval supports.
+
+    "n/a" when the sample is too small, and :data:`WITHHELD` when loadgen itself spoilt it.
+    """
+    if withheld(level):
+        return WITHHELD
+    distribution: Distribution = getattr(level, field)
     return format_ms(getattr(distribution, name), distribution.half_width(name))
 
 
@@ -52,21 +69,21 @@ def _heading(manifest: Manifest) -> str:
 
 def _table(levels: list[LevelSummary]) -> str:
     head = (
-        "    in  requests        TTFT in ms           TPOT in ms     output  requests",
-        "flight    ok  fail    p50    p90    p99      p50    p99   tokens/s        /s",
-        "-" * 76,
+        "    in    requests                TTFT, ms        TPOT, ms     output requests",
+        "flight    ok  fail     p50     p90     p99     p50     p99   tokens/s       /s",
+        "-" * 78,
     )
     rows = []
     for level in levels:
-        ttft = [quantile_ms(level.ttft_s, q) for q in ("p50", "p90", "p99")]
-        tpot = [quantile_ms(level.tpot_s, q) for q in ("p50", "p99")]
+        ttft = [latency_ms(level, "ttft_s", q) for q in ("p50", "p90", "p99")]
+        tpot = [latency_ms(level, "tpot_s", q) for q in ("p50", "p99")]
         tokens, requests = level.output_throughput_tps, level.request_throughput_rps
         rows.append(
-            f"{level.load['concurrency']:>6} {level.requests.completed:>5} {level.requests.failed:>5} "
-            f"{ttft[0]:>6} {ttft[1]:>6} {ttft[2]:>6}   {tpot[0]:>6} {tpot[1]:>6} "
-            f"{'n/a' if tokens is None else format_count(tokens):>10}"
-            f"{'n/a' if requests is None else format_count(requests):>10}"
-            + ("" if level.verdict.status == "VALID" else "  !")
+            f"{level.load['concurrency']:>6} {level.requests.completed:>5} {level.requests.failed:>5}"
+            + "".join(f"{cell:>8}" for cell in ttft + tpot)
+            + f"{'n/a' if tokens is None else format_count(tokens):>11}"
+            f"{'n/a' if requests is None else format_count(requests):>9}"
+            + ("" if level.verdict.status == "VALID" else " !")
         )
     return "\n".join([*head, *(row.rstrip() for row in rows)])
 
@@ -83,6 +100,8 @@ def _footnotes(summary: Summary) -> str:
         lines.append("n/a: " + ", ".join(f"{name} needs {floor} requests" for name, floor in missing))
     if any(level.verdict.status != "VALID" for level in summary.levels):
         lines.append("!: not valid, see below; do not rely on this row")
+    if any(withheld(level) for level in summary.levels):
+        lines.append(f"{WITHHELD}: withheld, since loadgen's own delay is in it")
     return "\n".join(lines)
 
 
@@ -96,6 +115,8 @@ def _judgement(level: LevelSummary) -> str:
         if late.mean is not None:
             backing.append(f"own stamps {format_ms(late.mean)} ms late on average")
         backing.append(f"{client['utilization']:.0%} of a core used")
+        if client["littles_law_deviation"] is not None:
+            backing.append(f"Little's law within {client['littles_law_deviation']:.1%}")
         if level.server and level.server.get("agrees"):
             backing.append("tokens agree with the server's count")
         text = f"{load}: VALID ({', '.join(backing)})"
@@ -129,9 +150,3 @@ def _remarks(level: LevelSummary) -> list[str]:
         own = ", ".join(f"{level.totals[key]:,}" for key in level.server if key != "agrees")
         remarks.append(f"the server counted {counts}, loadgen {own}: something else uses it, or requests were lost")
     return [textwrap.fill(remark, WIDTH, initial_indent="  ", subsequent_indent="  ") for remark in remarks]
-
-
-def memory_line(summary: Summary) -> str:
-    """The workers' peak memory, for ``--verbose``."""
-    peak = max((level.client["max_rss_bytes"] for level in summary.levels), default=0)
-    return f"client memory: {format_bytes(peak)} at most"

@@ -15,8 +15,9 @@ from conftest import TPOT_S, TTFT_S, read_request, scripted
 
 from loadgen.endpoint import Endpoint, RequestEncoder
 from loadgen.engines.launch import Launched
+from loadgen.exchange import Exchange
 from loadgen.prompts import Prompt
-from loadgen.wire import Exchange, Timeouts, Wire
+from loadgen.wire import Timeouts, Wire
 
 QUICK = Timeouts(connect_s=2, first_token_s=5, between_tokens_s=5, request_s=10)
 
