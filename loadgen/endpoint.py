@@ -60,7 +60,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def secure(self) -> bool:
-        return self.url.startswith("https:")
+        return urlsplit(self.url).scheme == "https"
 
     @property
     def host(self) -> str:
@@ -81,7 +81,9 @@ def check_url(url: str) -> str:
     """
     try:
         parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        # Anything else would have to be encoded before it can stand in a request line.
+        usable = usable and url.isascii() and url.isprintable() and " " not in url
     except ValueError:
         usable = False
     if usable and parts.username is not None:
@@ -115,8 +117,9 @@ class RequestEncoder:
             "User-Agent": f"loadgen/{__version__}",
             "Accept": "text/event-stream",
             "Content-Type": "application/json",
-            **endpoint.headers,
         }
+        given = {name.lower() for name in endpoint.headers}
+        lines = {name: value for name, value in lines.items() if name.lower() not in given} | endpoint.headers
         head = f"POST {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in lines.items())
         self._head = head.encode("ascii") + b"X-Request-Id: "
         self._api = endpoint.api

@@ -44,10 +44,6 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
-class _LeanChoice(msgspec.Struct, gc=False):
-    finish_reason: str | None = None
-
-
 class _Event(msgspec.Struct):
     choices: list[_Choice] = []
     usage: _Usage | None = None
@@ -57,20 +53,25 @@ class _Event(msgspec.Struct):
     code: Any = None
 
 
-class _LeanEvent(msgspec.Struct, gc=False):
-    """What is needed of an event once cumulative usage is known to come with each: no text."""
+class _PlainUsage(msgspec.Struct, gc=False):
+    completion_tokens: int
 
-    choices: list[_LeanChoice] = []
-    usage: _Usage | None = None
+
+class _PlainChoice(msgspec.Struct, gc=False):
+    finish_reason: str | None = None
+
+
+class _PlainEvent(msgspec.Struct, gc=False):
+    """What is needed of an event once usage is known to come with each: no text, no names."""
+
+    choices: list[_PlainChoice]
+    usage: _PlainUsage
     error: Any = None
-    object: str | None = None
-    message: Any = None
-    code: Any = None
 
 
 _decode_event = msgspec.json.Decoder(_Event).decode
 _decode_events = msgspec.json.Decoder(list[_Event]).decode
-_decode_lean_events = msgspec.json.Decoder(list[_LeanEvent]).decode
+_decode_plain_events = msgspec.json.Decoder(list[_PlainEvent]).decode
 _decode_any = msgspec.json.Decoder().decode
 
 
@@ -194,18 +195,43 @@ class Exchange:
             self.fail("bad_payload", f"an event of more than {MAX_EVENT_BYTES} bytes")
             if self.connection is not None:
                 self.connection.abandon()
-        if payloads:
+        plain = self._usage_seen == 2 and self.first_token_ns is not None
+        if payloads and not (plain and self._take_plain(payloads, stamps)):
             self._take_events(stamps, payloads)
+
+    def _take_plain(self, payloads: list[bytes], stamps: list[int]) -> bool:
+        """The middle of an ordinary stream, where each event brings one token more.
+
+        Nearly all that is ever read is of this kind, and as a batch it costs two thirds of what
+        :meth:`_take_events` costs. Returns False, with nothing taken in, for anything else.
+        """
+        count = len(payloads)
+        try:
+            events = _decode_plain_events(b"[%b]" % b",".join(payloads))
+            totals = [event.usage.completion_tokens for event in events]
+            finishes = [event.choices[0].finish_reason for event in events]
+            errors = [event.error for event in events]
+        except (msgspec.DecodeError, UnicodeDecodeError, IndexError):
+            return False
+        first = self.tokens + 1
+        if totals != list(range(first, first + count)) or finishes.count(None) + errors.count(None) != 2 * count:
+            return False
+        before = self.last_token_ns or self.sent_ns or 0
+        self.event_gap_ns.fromlist([stamp - last for last, stamp in zip([before, *stamps], stamps, strict=False)])
+        self.event_tokens.fromlist([1] * count)
+        self.tokens += count
+        self.output_tokens = max(self.tokens, self.output_tokens or 0)
+        self.last_token_ns = self.seen_ns = stamps[-1]
+        return True
 
     def _take_events(self, stamps: list[int], payloads: list[bytes]) -> None:
         done_ns = None
         if payloads[-1].strip() == DONE:
             done_ns = stamps.pop()
             payloads.pop()
-        decode = _decode_lean_events if self._usage_seen == 2 else _decode_events
         events: list[Any]
         try:
-            events = decode(b"[" + b",".join(payloads) + b"]")
+            events = _decode_events(b"[%b]" % b",".join(payloads))
             if len(events) != len(payloads):  # a payload that held two values, comma and all
                 raise msgspec.DecodeError("not one JSON value")
         except (msgspec.DecodeError, UnicodeDecodeError):

@@ -32,6 +32,8 @@ class Metric(NamedTuple):
     source: str
 
 
+MAX_EXAMPLES = 1000  # different error messages that are told apart
+
 METRICS = [
     Metric(
         "ttft_s",
@@ -255,7 +257,8 @@ class LevelAccumulator:
         self.unstreamed = 0
         self.window_output = 0
         self.window_input = 0
-        self.window_ended = 0
+        self.window_ended = 0  # successes that ended inside the window
+        self.window_left = 0  # requests that did, failures too
         self.residence_ns = 0
         self.in_flight_ns = 0
         self.slot_gaps: list[float] = []
@@ -282,8 +285,9 @@ class LevelAccumulator:
         else:
             self.failed += 1
         self.errors[error.kind] += 1
-        if len(self.examples) < 1000:
-            self.examples[error.kind, error.status, error.message] += 1
+        example = (error.kind, error.status, error.message)
+        if example in self.examples or len(self.examples) < MAX_EXAMPLES:
+            self.examples[example] += 1
 
     def _window(self, record: RequestRecord) -> None:
         """What every record, whatever its phase, adds to the measured window."""
@@ -293,9 +297,10 @@ class LevelAccumulator:
         if sent is None or record.end_ns < start or sent > end:
             return
         self.in_flight_ns += min(record.end_ns, end) - max(sent, start)
-        if record.end_ns <= end and record.error is None:
-            self.window_ended += 1
+        if record.end_ns <= end:
+            self.window_left += 1
             self.residence_ns += record.end_ns - sent
+            self.window_ended += record.error is None
         if record.event_ns:
             if sent >= start and record.end_ns <= end:
                 self.window_output += sum(record.event_tokens)
@@ -450,9 +455,9 @@ def _client_figures(gathered: LevelAccumulator, samples: list[ClientSample], win
     start, end = gathered.start_ns, gathered.end_ns
     in_flight = gathered.in_flight_ns / (end - start) if end > start else None
     deviation = None
-    if in_flight and gathered.window_ended:
-        throughput = gathered.window_ended / window_s
-        mean_residence_s = gathered.residence_ns / gathered.window_ended / NS_PER_S
+    if in_flight and gathered.window_left:
+        throughput = gathered.window_left / window_s
+        mean_residence_s = gathered.residence_ns / gathered.window_left / NS_PER_S
         deviation = abs(in_flight - throughput * mean_residence_s) / in_flight
     # A sample speaks of the tenth of a second before it.
     inside = [s for s in samples if start < s.t_ns <= end + NS_PER_S // 10]

@@ -154,6 +154,9 @@ class Manifest(msgspec.Struct, kw_only=True):
     client: dict[str, Any]
 
 
+# What decoding a line that was cut, or that is something else, can raise.
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError)
+
 _line_decoder = msgspec.json.Decoder(RequestRecord)
 _encoder = msgspec.json.Encoder()
 
@@ -167,7 +170,7 @@ def decode_record(line: bytes) -> RequestRecord | None:
     """The record of a line; None for a line that was cut, or is no record."""
     try:
         return _line_decoder.decode(line)
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return None
 
 
@@ -204,7 +207,7 @@ def read_client_log(path: Path) -> tuple[list[ClientSample], list[LevelMark]]:
                     marks.append(msgspec.json.decode(line, type=LevelMark))
                 else:
                     samples.append(msgspec.json.decode(line, type=ClientSample))
-            except msgspec.MsgspecError:
+            except UNREADABLE:
                 continue
     return samples, marks
 
@@ -216,7 +219,7 @@ def read_server_log(path: Path) -> dict[int, ServerCounters]:
         for line in path.read_bytes().splitlines():
             try:
                 counters = msgspec.json.decode(line, type=ServerCounters)
-            except msgspec.MsgspecError:
+            except UNREADABLE:
                 continue
             found[counters.after_level] = counters
     return found
@@ -244,7 +247,7 @@ def read_manifest(run: Path) -> Manifest:
                 f"{path}: format_version {version}, but this loadgen reads up to {FORMAT_VERSION}; upgrade loadgen"
             )
         return msgspec.json.decode(raw, type=Manifest)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise RunFolderError(f"{path}: {error}") from None
 
 

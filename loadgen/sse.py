@@ -52,7 +52,7 @@ class SseParser:
                 [len(event) + 8 for event in events] == [len(chunk) for chunk in chunks]
                 and text.startswith(b"data: ")
                 and text.endswith(b"\n\n")
-                and text.count(b"\n") == 2 * len(events)
+                and b"\n" not in b"".join(events)
                 and b"\r" not in text
             ):
                 self._started = True

@@ -48,7 +48,9 @@ def request(
     return RequestRecord(**{**made, "end_ns": end * MS, **fields})
 
 
-def failure(sent: int | None, *gaps: int, end: int, kind: Any = "timeout", message: str = "", **fields: Any) -> RequestRecord:
+def failure(
+    sent: int | None, *gaps: int, end: int, kind: Any = "timeout", message: str = "", **fields: Any
+) -> RequestRecord:
     """A request that failed at ``end``."""
     return request(sent, *gaps, end=end, error=RequestError(kind=kind, message=message), **fields)
 
@@ -78,6 +80,7 @@ def figures_of(
 def changed(figures: LevelFigures, **fields: Any) -> LevelFigures:
     """The same figures with other fields; a dict replaces only the keys that it has."""
     merged = {
-        name: {**getattr(figures, name), **value} if isinstance(value, dict) else value for name, value in fields.items()
+        name: {**getattr(figures, name), **value} if isinstance(value, dict) else value
+        for name, value in fields.items()
     }
     return msgspec.structs.replace(figures, **merged)

@@ -53,7 +53,8 @@ def test_importing_loadgen_and_asking_for_help_stays_light() -> None:
     code = (
         "import sys; from click.testing import CliRunner; from loadgen.cli import cli; "
         "assert CliRunner().invoke(cli, ['sweep', '--help']).exit_code == 0; "
-        "heavy = {'torch', 'triton', 'vllm', 'tensorrt_llm', 'scipy', 'numpy', 'aiohttp', 'uvloop'} & set(sys.modules); "
+        "heavy = {'torch', 'triton', 'vllm', 'tensorrt_llm', 'scipy', 'numpy', 'aiohttp', 'uvloop'}; "
+        "heavy &= set(sys.modules); "
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

@@ -50,7 +50,9 @@ def test_end_of_stream_after_the_last_token_is_in_no_latency() -> None:
 @pytest.mark.parametrize(
     ("record", "tpot"),
     [
-        pytest.param(request(0, 50, 10, 20, tokens=[3, 1, 2]), (1, 10, 10), id="tokens of the first event do not count"),
+        pytest.param(
+            request(0, 50, 10, 20, tokens=[3, 1, 2]), (1, 10, 10), id="tokens of the first event do not count"
+        ),
         pytest.param(request(0, 50, tokens=[4]), 0, id="all tokens in one event"),
         pytest.param(request(0, 50), 0, id="one token"),
         pytest.param(
@@ -362,7 +364,9 @@ def test_utilization_is_the_busiest_workers_within_the_window() -> None:
 
 
 def test_utilization_does_not_depend_on_how_workers_interleave() -> None:
-    samples = [sample(t, cpu=cpu * (worker + 1), worker=worker) for t, cpu in ((0, 0), (1000, 300)) for worker in (1, 0)]
+    samples = [
+        sample(t, cpu=cpu * (worker + 1), worker=worker) for t, cpu in ((0, 0), (1000, 300)) for worker in (1, 0)
+    ]
     assert figures_of([], samples).client["utilization"] == pytest.approx(0.6)
 
 

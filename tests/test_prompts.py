@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Generator
 from pathlib import Path
 
 import msgspec
@@ -11,7 +12,6 @@ import pytest
 
 from loadgen.errors import DatasetError, UsageError
 from loadgen.prompts import (
-    DEFAULT_OUTPUT_TOKENS,
     FIRST_TOKEN_ID,
     SAMPLING_FIELDS,
     DatasetSource,
@@ -108,7 +108,9 @@ def test_id_is_the_lines_own_else_its_number(fields: dict[str, object], prompt_i
 @pytest.mark.parametrize(
     ("fields", "override", "wanted"),
     [
-        ({}, None, DEFAULT_OUTPUT_TOKENS),
+        ({}, None, 128),
+        ({"output_tokens": 1}, None, 1),
+        ({"output_tokens": 10_000_000}, None, 10_000_000),
         ({"output_tokens": 5}, None, 5),
         ({"max_tokens": 6}, None, 6),
         ({"output_tokens": 5, "max_tokens": 6}, None, 5),
@@ -239,7 +241,7 @@ def test_token_range(text: str, ends: tuple[int, int], shown: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "0", "0:5", "5:4", "-1", "1:", ":5", "1:2:3", "1-2", "1.5", "many", "٣"])
 def test_bad_token_range_names_the_option(text: str) -> None:
-    with pytest.raises(UsageError, match="^--input-tokens"):
+    with pytest.raises(UsageError, match=r"^--input-tokens"):
         parse_token_range(text, "--input-tokens")
 
 
@@ -283,16 +285,14 @@ def test_synthetic_length_is_exact(length: int) -> None:
 
 def test_steps_of_a_long_prompt_give_what_make_prompt_gives() -> None:
     source = synthetic(5000, 6000, (1, 100))
-    steps = source.steps(4)
-    pauses = 0
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            assert stop.value == make_prompt(source, 4)
-            break
-        pauses += 1
+    made = []
+
+    def collect() -> Generator[None, None, None]:
+        made.append((yield from source.steps(4)))
+
+    pauses = len(list(collect()))
     assert pauses >= 4
+    assert made == [make_prompt(source, 4)]
 
 
 def test_steps_of_two_prompts_can_alternate() -> None:

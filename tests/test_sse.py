@@ -60,11 +60,11 @@ def blocks(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def split_streams(draw: st.DrawFn) -> list[bytes]:
-    """A stream, cut into reads at the ends of its blocks, and anywhere; some reads are empty."""
+    """A stream, cut into reads at the ends of its blocks, or anywhere; some reads are empty."""
     pieces = [draw(st.sampled_from([b"", BOM])), *draw(st.lists(blocks(), max_size=4)), draw(payloads)]
     stream = b"".join(pieces)
     ends = [sum(map(len, pieces[:count])) for count in range(len(pieces))]
-    cuts = draw(st.lists(st.sampled_from(ends) | st.integers(0, len(stream)), max_size=8))
+    cuts = draw(st.just(ends) | st.lists(st.sampled_from(ends) | st.integers(0, len(stream)), max_size=8))
     return [stream[a:b] for a, b in pairwise([0, *sorted(cuts), len(stream)])]
 
 
@@ -89,7 +89,9 @@ def test_feed_reads_gives_what_feed_gives_with_each_events_stamp(reads: list[byt
     for start in range(0, len(reads), batch):
         group = reads[start : start + batch]
         stamps = [1000 + start + i for i in range(len(group))]
-        expected += [(event, stamp) for read, stamp in zip(group, stamps, strict=True) for event in one_by_one.feed(read)]
+        expected += [
+            (event, stamp) for read, stamp in zip(group, stamps, strict=True) for event in one_by_one.feed(read)
+        ]
         found += zip(*at_once.feed_reads(group, stamps), strict=True)
         assert at_once.pending_bytes == one_by_one.pending_bytes
     assert found == expected
@@ -102,6 +104,7 @@ def test_feed_reads_gives_what_feed_gives_with_each_events_stamp(reads: list[byt
         pytest.param(b"data: a\r\n\r\n", [b"a"], id="CR LF"),
         pytest.param(b"data: a\r\r", [b"a"], id="CR"),
         pytest.param(b"data: a\r\n\ndata: b\r\r\n", [b"a", b"b"], id="mixed line ends"),
+        pytest.param(b"data: a\rdata: b\n\n", [b"a\nb"], id="CR inside what looks like a whole event"),
         pytest.param(b"data:a\n\n", [b"a"], id="no space after the colon"),
         pytest.param(b"data:  a \n\n", [b" a "], id="only the first space goes"),
         pytest.param(b"data: a\ndata: b\ndata:c\n\n", [b"a\nb\nc"], id="several data lines"),
@@ -136,6 +139,25 @@ def test_feed_reads_stamps_an_event_with_the_read_that_completed_it() -> None:
     events, stamps = SseParser().feed_reads(reads, [10, 20, 30, 40, 50])
     assert events == [b"a", b"b", b"c", b"d"]
     assert stamps == [10, 10, 40, 50]
+
+
+@pytest.mark.parametrize(
+    ("reads", "events"),
+    [
+        pytest.param([b"data: a\n", b"data: b\n\n"], [b"a\nb"], id="a data line is open"),
+        pytest.param([b"data: a", b"data: b\n\n"], [b"adata: b"], id="a line is open"),
+        pytest.param([b"data: a\r", b"\ndata: b\n\n"], [b"a\nb"], id="a CR LF is open"),
+        pytest.param([b"data: a\n\n", BOM + b"data: b\n\n"], [b"a"], id="the stream has begun"),
+        pytest.param([b"data: a\rdata: b\n\n"], [b"a\nb"], id="CR inside"),
+        pytest.param([b"data: a\ndata: b\n\n"], [b"a\nb"], id="two lines"),
+        pytest.param([b"data: a\n\n\n\n", b"data: b\n\n"], [b"a", b"b"], id="blank lines between"),
+    ],
+)
+def test_a_read_that_looks_like_a_whole_event_is_taken_for_what_it_is(reads: list[bytes], events: list[bytes]) -> None:
+    assert fed(reads) == events
+    parser = SseParser()
+    assert [event for read in reads for event in parser.feed_reads([read], [0])[0]] == events
+    assert SseParser().feed_reads(reads, [0] * len(reads))[0] == events
 
 
 def test_feed_reads_of_no_read_gives_no_event() -> None:

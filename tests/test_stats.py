@@ -131,7 +131,9 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     """The mean's exactly; the median's a little more often, since ranks are whole numbers."""
     samples = np.random.default_rng(20240501).normal(10.0, 2.0, size=(1500, 40))
     found = [describe(sample).ci95 for sample in samples]
-    share = {name: np.mean([low <= 10.0 <= high for low, high in (ci[name] for ci in found)]) for name in ("mean", "p50")}
+    share = {
+        name: np.mean([low <= 10.0 <= high for low, high in (ci[name] for ci in found)]) for name in ("mean", "p50")
+    }
     # Three standard errors are 0.017.
     assert 0.933 < share["mean"] < 0.967
     half = Fraction(1, 2)

@@ -31,7 +31,8 @@ def test_duration_in_seconds(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", "60", "s", "-5s", "+5s", "5 sec", "5S", "1e3s", ".5s", "5.s", "1m 30s", "5s!", "x5s", "infs", "٣s"]
+    "text",
+    ["", " ", "60", "s", "-5s", "+5s", "5 sec", "5S", "1e3s", ".5s", "5.s", "1m 30s", "5s!", "x5s", "infs", "٣s"],
 )
 def test_no_duration_is_refused_and_the_message_shows_how_to_write_one(text: str) -> None:
     with pytest.raises(UsageError, match="60s") as caught:

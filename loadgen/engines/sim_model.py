@@ -108,7 +108,7 @@ class BatchModel:
     @property
     def kv_usage(self) -> float:
         """Share of the KV cache that is reserved, 0 to 1."""
-        return self._kv_used / self.kv_capacity_tokens
+        return min(1.0, self._kv_used / self.kv_capacity_tokens)
 
     def add(self, sequence: Sequence) -> None:
         """Queues a sequence."""

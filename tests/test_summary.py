@@ -1,0 +1,250 @@
+"""A run folder, finished or not, gives the summary that its levels gave one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+import pytest
+from made import MS, failure, request, sample
+
+from loadgen.errors import RunFolderError
+from loadgen.records import (
+    ClientSample,
+    LevelMark,
+    Manifest,
+    RequestRecord,
+    ServerCounters,
+    encode_line,
+    write_json,
+)
+from loadgen.summary import KILLED, LevelSummary, RunTail, Summary, compare_counters, summarize_level, summarize_run
+
+LOADS = [{"model": "closed", "concurrency": 1}, {"model": "closed", "concurrency": 2}]
+
+
+def level_records(level: int, start: int) -> list[RequestRecord]:
+    """One slot that is always busy from ``start`` on: a warm-up, 20 measured, a failure, and a drain."""
+    return [
+        request(start, 50, phase="warmup", level=level),
+        *[request(start + 50 + 30 * i, 10, 5 + level, 15 - level, seq=i + 1, level=level) for i in range(20)],
+        failure(start + 650, 10, end=start + 660, seq=21, level=level, message=f"of level {level}"),
+        request(start + 660, 50, phase="drain", seq=22, level=level),
+    ]
+
+
+RECORDS = [level_records(0, 1000), level_records(1, 5000)]
+SAMPLES = [
+    [sample(t + start, cpu=t // (level + 2), lateness_ns=[1000 * level + t], level=level) for t in range(0, 1000, 100)]
+    for level, start in ((0, 1000), (1, 5000))
+]
+MARKS = [
+    LevelMark(level=0, window_start_ns=1050 * MS, window_end_ns=1650 * MS),
+    LevelMark(level=1, window_start_ns=5050 * MS, window_end_ns=5650 * MS),
+]
+
+
+def run_folder(
+    run: Path,
+    records: Iterable[RequestRecord | bytes],
+    client: Iterable[ClientSample | LevelMark] = (),
+    levels: int = 2,
+) -> Path:
+    """A run folder of these lines; bytes go into records.jsonl as they are."""
+    manifest = Manifest(
+        command=["loadgen"],
+        started_utc="2024-05-01T00:00:00+00:00",
+        simulated=True,
+        host={},
+        engine={},
+        dataset={},
+        seed=0,
+        load={},
+        levels=LOADS[:levels],
+        client={},
+    )
+    write_json(run / "manifest.json", manifest)
+    lines = [line if isinstance(line, bytes) else encode_line(line) for line in records]
+    (run / "records.jsonl").write_bytes(b"".join(lines))
+    (run / "client.jsonl").write_bytes(b"".join(map(encode_line, client)))
+    return run
+
+
+def one_by_one(level: int, mark: LevelMark | None = None) -> LevelSummary:
+    return summarize_level(LOADS[level], RECORDS[level], SAMPLES[level], mark or MARKS[level])
+
+
+def statuses(level: LevelSummary) -> list[str]:
+    return [reason.status for reason in level.verdict.reasons]
+
+
+# --- whole runs
+
+
+def test_run_is_summarised_as_its_levels_were(tmp_path: Path) -> None:
+    run_folder(tmp_path, RECORDS[0] + RECORDS[1], [*SAMPLES[0], MARKS[0], *SAMPLES[1], MARKS[1]])
+    manifest, summary = summarize_run(tmp_path)
+    assert manifest.levels == LOADS
+    assert summary == Summary(simulated=True, levels=[one_by_one(0), one_by_one(1)])
+    # That the two are no equals of nothing:
+    assert [level.requests.completed for level in summary.levels] == [20, 20]
+    assert [level.client["lateness_s"].count for level in summary.levels] == [7, 7]
+    assert [level.errors for level in summary.levels] == [{"timeout": 1}, {"timeout": 1}]
+
+
+def test_records_of_two_levels_may_be_mixed(tmp_path: Path) -> None:
+    mixed = [record for pair in zip(*RECORDS, strict=True) for record in pair]
+    run_folder(tmp_path, mixed, [*SAMPLES[1], *SAMPLES[0], MARKS[1], MARKS[0]])
+    assert summarize_run(tmp_path)[1].levels == [one_by_one(0), one_by_one(1)]
+
+
+def test_a_level_takes_only_its_own_records() -> None:
+    assert summarize_level(LOADS[1], RECORDS[0] + RECORDS[1], SAMPLES[1], MARKS[1]) == one_by_one(1)
+
+
+def test_summary_survives_a_round_trip_as_json(tmp_path: Path) -> None:
+    run_folder(tmp_path, RECORDS[0], [*SAMPLES[0], MARKS[0]], levels=1)
+    summary = summarize_run(tmp_path)[1]
+    # Distributions inside dicts come back as dicts: the JSON is compared.
+    raw = msgspec.json.encode(summary)
+    assert msgspec.json.encode(msgspec.json.decode(raw, type=Summary)) == raw
+
+
+def test_run_is_valid_when_every_level_is() -> None:
+    failed, good = one_by_one(0), summarize_level(LOADS[0], RECORDS[0][:-2], SAMPLES[0], MARKS[0])
+    assert (failed.verdict.status, good.verdict.status) == ("ERRORS", "VALID")
+    assert Summary(simulated=True, levels=[good, good]).valid
+    assert not Summary(simulated=True, levels=[good, failed]).valid
+    assert not Summary(simulated=True, levels=[]).valid
+
+
+# --- runs that did not end
+
+
+def test_interrupted_level_says_why(tmp_path: Path) -> None:
+    mark = msgspec.structs.replace(MARKS[1], interrupted="Ctrl-C")
+    run_folder(tmp_path, RECORDS[0] + RECORDS[1], [*SAMPLES[0], MARKS[0], *SAMPLES[1], mark])
+    levels = summarize_run(tmp_path)[1].levels
+    assert levels == [one_by_one(0), one_by_one(1, mark)]
+    assert levels[1].interrupted == "Ctrl-C"
+    assert levels[1].verdict.status == "INTERRUPTED"
+
+
+def test_killed_run_is_summarised_over_what_was_measured(tmp_path: Path) -> None:
+    run_folder(tmp_path, RECORDS[0] + RECORDS[1], [*SAMPLES[0], MARKS[0], *SAMPLES[1]])
+    summary = summarize_run(tmp_path)[1]
+    # From the first measured send to the last measured end, which is that of the failure.
+    window = LevelMark(level=1, window_start_ns=5050 * MS, window_end_ns=5660 * MS, interrupted=KILLED)
+    assert summary.levels == [one_by_one(0), one_by_one(1, window)]
+    assert statuses(summary.levels[1])[0] == "INTERRUPTED"
+    # 20 requests of 3 tokens, the failure's one, and the warm-up's at the very start.
+    assert summary.levels[1].output_throughput_tps == pytest.approx(62 / 0.61)
+    assert summary.notes == []
+
+
+def test_levels_that_were_not_run_are_noted(tmp_path: Path) -> None:
+    run_folder(tmp_path, RECORDS[0], [*SAMPLES[0], MARKS[0]])
+    summary = summarize_run(tmp_path)[1]
+    assert summary.levels == [one_by_one(0)]
+    assert summary.notes == ["1 of 2 levels were not run"]
+
+
+def test_run_killed_before_its_first_record_has_no_level(tmp_path: Path) -> None:
+    run_folder(tmp_path, [])
+    (tmp_path / "records.jsonl").unlink()
+    (tmp_path / "client.jsonl").unlink()
+    summary = summarize_run(tmp_path)[1]
+    assert summary.levels == []
+    assert summary.notes == ["2 of 2 levels were not run"]
+    assert not summary.valid
+
+
+def test_level_in_which_nothing_ended_has_no_figures(tmp_path: Path) -> None:
+    run_folder(tmp_path, [], [MARKS[0]], levels=1)
+    (level,) = summarize_run(tmp_path)[1].levels
+    assert level.requests.issued == 0
+    assert level.output_throughput_tps is None
+    assert statuses(level) == ["TOO_FEW", "LOAD_NOT_ACHIEVED"]
+
+
+def test_lines_that_cannot_be_read_are_noted(tmp_path: Path) -> None:
+    cut = encode_line(RECORDS[0][0])[:99]
+    run_folder(tmp_path, [cut + b"\n", *RECORDS[0], b"\0\0\n", cut], [*SAMPLES[0], MARKS[0]], levels=1)
+    summary = summarize_run(tmp_path)[1]
+    assert summary.levels == [one_by_one(0)]
+    (note,) = summary.notes
+    assert note.startswith(f"{tmp_path / 'records.jsonl'}: 3 lines cannot be read")
+    assert note.endswith("(lines 1, 25, 26)")
+
+
+def test_only_the_first_bad_lines_are_listed(tmp_path: Path) -> None:
+    run_folder(tmp_path, [*RECORDS[0], *[b"?\n"] * 9], [*SAMPLES[0], MARKS[0]], levels=1)
+    (note,) = summarize_run(tmp_path)[1].notes
+    assert "9 lines" in note
+    assert note.endswith("(lines 24, 25, 26, 27, 28, ...)")
+
+
+def test_what_is_no_run_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError):
+        summarize_run(tmp_path)
+
+
+# --- the engine's own counters
+
+
+def counters(after_level: int, **values: float) -> ServerCounters:
+    return ServerCounters(t_ns=0, after_level=after_level, counters=values)
+
+
+@pytest.mark.parametrize(
+    ("grown", "agrees"), [({"requests": 5, "prompt_tokens": 50}, True), ({"requests": 6, "prompt_tokens": 50}, False)]
+)
+def test_growth_of_the_counters_is_compared_with_our_totals(grown: dict[str, int], agrees: bool) -> None:
+    before = dict.fromkeys(grown, 100.0)
+    after = {key: 100.0 + value for key, value in grown.items()}
+    totals = {"requests": 5, "prompt_tokens": 50, "generation_tokens": 7}
+    found = compare_counters(counters(-1, **before), counters(0, **after), totals)
+    assert found == {**grown, "agrees": agrees}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (None, counters(0, requests=5)),
+        (counters(-1, requests=5), None),
+        (counters(-1), counters(0, requests=5)),
+        (counters(-1, requests=5), counters(0, prompt_tokens=5)),
+    ],
+)
+def test_counters_that_are_not_on_both_sides_are_not_compared(
+    before: ServerCounters | None, after: ServerCounters | None
+) -> None:
+    assert compare_counters(before, after, {"requests": 5, "prompt_tokens": 50}) is None
+
+
+def test_each_level_is_compared_with_the_counters_around_it(tmp_path: Path) -> None:
+    run_folder(tmp_path, RECORDS[0] + RECORDS[1], [*SAMPLES[0], MARKS[0], *SAMPLES[1], MARKS[1]])
+    log = [counters(-1, requests=7), counters(0, requests=29), counters(1, requests=50)]
+    (tmp_path / "server_metrics.jsonl").write_bytes(b"".join(map(encode_line, log)))
+    levels = summarize_run(tmp_path)[1].levels
+    assert [level.totals["requests"] for level in levels] == [22, 22]
+    assert [level.server for level in levels] == [
+        {"requests": 22, "agrees": True},
+        {"requests": 21, "agrees": False},
+    ]
+
+
+# --- reading on while the run goes on
+
+
+def test_tail_gives_what_came_since_the_last_look_and_what_the_disk_did_not_take(tmp_path: Path) -> None:
+    path = run_folder(tmp_path, RECORDS[0][:3]) / "records.jsonl"
+    tail = RunTail(tmp_path)
+    assert list(tail.records([])) == RECORDS[0][:3]
+    assert list(tail.records([])) == []
+    with path.open("ab") as file:
+        file.write(encode_line(RECORDS[0][3]) + b"cut\n" + encode_line(RECORDS[0][4]))
+    unwritten = [encode_line(RECORDS[0][5]).decode(), "cut"]
+    assert list(tail.records(unwritten)) == RECORDS[0][3:6]
+    assert list(tail.records([])) == []
