@@ -23,12 +23,13 @@ body{margin:0 auto;padding:24px 16px 48px;max-width:1040px;background:var(--back
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
 h1{font-size:22px;margin:0 0 4px}h2{font-size:17px;margin:32px 0 8px}p{margin:4px 0;color:var(--soft)}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;width:100%}
-th,td{padding:6px 10px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
+th,td{padding:6px 8px;text-align:right;border-bottom:1px solid var(--line);vertical-align:bottom}
+td{white-space:nowrap}tbody th{font-size:15px;color:var(--ink)}
 th{font-weight:600;color:var(--soft);font-size:13px}td.word,th.word{text-align:left}
 tr.bad td{color:var(--soft)}tr.bad td.word{color:var(--bad);font-weight:600}td.good{color:var(--good);font-weight:600}
 .mark{display:inline-block;padding:4px 10px;border:1px solid var(--bad);color:var(--bad);border-radius:4px;
 font-weight:600;margin:8px 0}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(300px,1fr));gap:16px}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(400px,100%),1fr));gap:16px}
 figure{margin:0;background:var(--card);border-radius:8px;padding:12px}figcaption{font-weight:600;font-size:14px}
 svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font:11px system-ui,sans-serif}
 li{margin:4px 0}dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 16px;font-size:14px}
@@ -75,13 +76,12 @@ def render(manifest: Manifest, summary: Summary) -> str:
 
 def _table(levels: list[LevelSummary]) -> str:
     heads = [
-        "In flight", "Completed", "Failed", "TTFT p50, ms", "TTFT p90, ms", "TTFT p99, ms", "TPOT p50, ms",
+        "Completed", "Failed", "TTFT p50, ms", "TTFT p90, ms", "TTFT p99, ms", "TPOT p50, ms",
         "TPOT p99, ms", "ITL p99, ms", "E2E p50, ms", "Output tokens/s", "Requests/s",
     ]  # fmt: skip
     rows = []
     for level in levels:
         cells = [
-            format_count(level.load["concurrency"]),
             format_count(level.requests.completed),
             format_count(level.requests.failed),
             *[latency_ms(level, "ttft_s", q) for q in ("p50", "p90", "p99")],
@@ -96,13 +96,16 @@ def _table(levels: list[LevelSummary]) -> str:
         valid = level.verdict.status == "VALID"
         rows.append(
             ("<tr>" if valid else '<tr class="bad">')
+            + f'<th scope="row">{format_count(level.load["concurrency"])}</th>'
+            + f'<td class="word{" good" if valid else ""}">{escape(level.verdict.status)}</td>'
             + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-            + f'<td class="word{" good" if valid else ""}">{escape(level.verdict.status)}</td></tr>'
+            + "</tr>"
         )
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Results"><table><thead><tr>'
+        + '<th scope="col">In flight</th><th scope="col" class="word">Verdict</th>'
         + "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
-        + '<th scope="col" class="word">Verdict</th></tr></thead><tbody>'
+        + "</tr></thead><tbody>"
         + "\n".join(rows)
         + "</tbody></table></div>"
         + ("<p>-: withheld, since loadgen's own delay is in it.</p>" if any(map(withheld, levels)) else "")
@@ -221,7 +224,7 @@ def _facts(manifest: Manifest) -> str:
         "Seed": str(manifest.seed),
         "Host": f"{host['name']}: {host['processor']}, {host['cores']} cores, Linux {host['kernel']}",
         "GPUs": gpus,
-        "Client": f"loadgen {manifest.client['loadgen_version']}, {manifest.client['workers']} workers",
+        "Client": f"loadgen {manifest.client['loadgen_version']}, {manifest.client['workers']} worker process(es)",
         "Made by": f"loadgen {__version__}",
     }
     return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items()) + "</dl>"
