@@ -10,6 +10,7 @@ older loadgen; a higher ``format_version`` is refused with a message.
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -175,7 +176,7 @@ def decode_record(line: bytes) -> RequestRecord | None:
 
 
 def read_records(path: Path) -> tuple[Iterator[RequestRecord], list[int]]:
-    """Records of a ``records.jsonl``, and the numbers of the lines that could not be read.
+    """Records of a ``records.jsonl`` or ``.jsonl.gz``, and the numbers of the lines that could not be read.
 
     A run that was killed or whose disk was full can leave a cut line; such lines are skipped and
     their numbers appended to the list while the iterator runs.
@@ -183,7 +184,7 @@ def read_records(path: Path) -> tuple[Iterator[RequestRecord], list[int]]:
     bad_lines: list[int] = []
 
     def records() -> Iterator[RequestRecord]:
-        with path.open("rb") as lines:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 record = decode_record(line)
                 if record is None:
@@ -192,6 +193,12 @@ def read_records(path: Path) -> tuple[Iterator[RequestRecord], list[int]]:
                     yield record
 
     return records(), bad_lines
+
+
+def records_path(run: Path) -> Path:
+    """The run's records; a run that is kept for long may have them compressed."""
+    path, compressed = run / "records.jsonl", run / "records.jsonl.gz"
+    return compressed if compressed.exists() and not path.exists() else path
 
 
 def read_client_log(path: Path) -> tuple[list[ClientSample], list[LevelMark]]:

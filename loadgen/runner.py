@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -302,8 +302,18 @@ class Runner:
         """
         count = min(len(self._workers), spec.concurrency)
         level = _Level(spec, self._workers[:count], on_sample)
-        for worker, slots in zip(level.workers, shares(spec.concurrency, count), strict=True):
-            worker.send(Prepare(level=spec.index, slots=slots, first_index=first_index, alone=count == 1))
+        budgets: list[int] | list[None] = [None] * count if spec.requests is None else shares(spec.requests, count)
+        for worker, slots, budget in zip(level.workers, shares(spec.concurrency, count), budgets, strict=True):
+            worker.send(
+                Prepare(
+                    level=spec.index,
+                    slots=slots,
+                    first_index=first_index,
+                    warmup=spec.warmup,
+                    budget=budget,
+                    alone=count == 1,
+                )
+            )
         seen_interrupts = 0
         while level.done < len(level.workers):
             if self._interrupts.count > seen_interrupts:
@@ -365,15 +375,13 @@ class Runner:
             case Ready():
                 level.ready += 1
                 if level.ready == everyone:
-                    if not level.spec.warmup:
-                        self._start_measuring(level)
                     self._tell(level, Go())
                     if level.interrupted is not None:
                         self._tell(level, Cancel(level.interrupted))
             case TurnedOver():
                 level.turned_over += 1
-                if level.turned_over == everyone and level.spec.warmup and not level.finishing:
-                    self._start_measuring(level)
+                if level.turned_over == everyone and not level.finishing:
+                    self._tell(level, Measure())
             case MeasureStarted(t_ns):
                 level.started_ns.append(t_ns)
                 if len(level.started_ns) == everyone and level.spec.duration_s is not None:
@@ -391,15 +399,6 @@ class Runner:
             case LevelDone(unwritten):
                 level.done += 1
                 level.unwritten += unwritten
-
-    def _start_measuring(self, level: _Level) -> None:
-        budgets: Iterable[int | None]
-        if level.spec.requests is None:
-            budgets = [None] * len(level.workers)
-        else:
-            budgets = shares(level.spec.requests, len(level.workers))
-        for worker, budget in zip(level.workers, budgets, strict=True):
-            worker.send(Measure(budget))
 
     def _stop(self, level: _Level, reason: str, cancel: str | None = None) -> None:
         """Ends the level early."""

@@ -25,6 +25,7 @@ from loadgen.records import (
     read_manifest,
     read_records,
     read_server_log,
+    records_path,
 )
 from loadgen.verdicts import Verdict, judge
 
@@ -115,7 +116,7 @@ def summarize_run(run: Path) -> tuple[Manifest, Summary]:
         RunFolderError: it cannot be read at all.
     """
     manifest = read_manifest(run)
-    path = run / "records.jsonl"
+    path = records_path(run)
     samples, marks = read_client_log(run / "client.jsonl")
     mark_of = {mark.level: mark for mark in marks}
     counters = read_server_log(run / "server_metrics.jsonl")

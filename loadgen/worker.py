@@ -50,12 +50,19 @@ class Setup(msgspec.Struct, tag=True, kw_only=True):
 class Prepare(msgspec.Struct, tag=True, kw_only=True):
     """A level: connections are opened and the first requests made, but nothing is sent.
 
-    ``alone``: no other worker takes part, so there is nobody to hold the load for.
+    Attributes:
+        slots: this worker's share of the level's concurrency.
+        first_index: the level's first prompt.
+        warmup: whether every slot turns over once before anything is measured.
+        budget: this worker's share of the requests to measure; None measures until Hold.
+        alone: no other worker takes part, so there is nobody to wait or to hold the load for.
     """
 
     level: int
     slots: int
     first_index: int
+    warmup: bool
+    budget: int | None
     alone: bool
 
 
@@ -64,9 +71,7 @@ class Go(msgspec.Struct, tag=True):
 
 
 class Measure(msgspec.Struct, tag=True):
-    """What is sent from now on is measured; ``budget`` requests of it, or until Hold."""
-
-    budget: int | None
+    """Every worker's slots have turned over: what is sent from now on is measured."""
 
 
 class Hold(msgspec.Struct, tag=True):
@@ -174,7 +179,8 @@ class ClosedLoop:
         self._alone = prepare.alone
         self._slots = [Slot() for _ in range(prepare.slots)]
         self._phase: Phase = "warmup"
-        self._budget: int | None = None
+        self._warmup = prepare.warmup
+        self._budget = prepare.budget
         self._measured_in_flight = 0
         self._measured_reported = False
         self._not_turned = prepare.slots
@@ -234,6 +240,8 @@ class ClosedLoop:
         """Every slot sends its first request, 20 a millisecond, which spares the server's accept
         queue; with equal output lengths it also keeps 1,024 slots from ending in the same instant
         ever after."""
+        if not self._warmup:
+            self.measure()
         self._start_some(0)
 
     def _start_some(self, first: int) -> None:
@@ -279,8 +287,11 @@ class ClosedLoop:
         if not slot.turned:
             slot.turned = True
             self._not_turned -= 1
-            if not self._not_turned:
-                self._worker.reply(TurnedOver())
+            if not self._not_turned and self._phase == "warmup":
+                if self._alone:
+                    self.measure()
+                else:
+                    self._worker.reply(TurnedOver())
         self._check_measured()
         if exchange.error is None and exchange.status == 200:
             slot.failures = 0
@@ -300,11 +311,10 @@ class ClosedLoop:
 
     # Phases.
 
-    def measure(self, budget: int | None) -> None:
-        self._budget = budget
+    def measure(self) -> None:
         self._phase = "measure"
         self._worker.reply(MeasureStarted(now_ns()))
-        if budget == 0:
+        if self._budget == 0:
             self._phase = "drain"
             self._check_measured()
 
@@ -434,8 +444,8 @@ class Worker:
             case Go():
                 self._sample()
                 self._level().go()
-            case Measure(budget):
-                self._level().measure(budget)
+            case Measure():
+                self._level().measure()
             case Hold():
                 self._level().hold()
             case Finish():

@@ -55,6 +55,9 @@ def test_end_of_stream_after_the_last_token_is_in_no_latency() -> None:
         ),
         pytest.param(request(0, 50, tokens=[4]), 0, id="all tokens in one event"),
         pytest.param(request(0, 50), 0, id="one token"),
+        pytest.param(request(0, 50, 0, 0), 0, id="all events in one read"),
+        pytest.param(request(0, 50, 10, output_tokens=1), 0, id="a count of no token after the first event"),
+        pytest.param(request(0, 50, 10, output_tokens=None), 0, id="no count"),
         pytest.param(
             request(0, 50, 10, 10, 20, output_tokens=9, token_source="usage_final"), (1, 5, 5), id="count at the end"
         ),
@@ -112,7 +115,7 @@ def test_gaps_are_pooled_over_requests_but_not_across_them() -> None:
     figures = figures_of([request(0, 50, 10), request(500, 50, 30, 20)])
     assert ms(figures.itl_s) == (3, 10, 30)
     assert figures.itl_s.mean == pytest.approx(0.020)
-    assert figures.itl_s.ci95 == {}
+    assert figures.itl_s.ci95 == figures.itl_per_token_s.ci95 == {}
 
 
 # --- stalls
@@ -204,7 +207,19 @@ def test_reply_in_one_piece_has_no_ttft_but_counts_whole() -> None:
     assert figures.tokens["unstreamed"] == 1
     assert figures.output_throughput_tps == 5
     assert figures.total_throughput_tps == 15
-    assert figures_of([record], start=301, end=1301).output_throughput_tps == 0
+
+
+@pytest.mark.parametrize(("start", "end", "tokens"), [(300, 1300, 5), (301, 1301, 0), (-700, 300, 5), (-701, 299, 0)])
+def test_reply_in_one_piece_counts_when_it_came(start: int, end: int, tokens: int) -> None:
+    record = request(100, last_token_ns=300 * MS, end=310, output_tokens=5)
+    assert figures_of([record], start=start, end=end).output_throughput_tps == tokens
+
+
+def test_unknown_counts_add_nothing_to_the_throughput() -> None:
+    streamed = request(0, 10, 10, input_tokens=None)
+    whole = request(100, last_token_ns=300 * MS, end=310, input_tokens=None, output_tokens=None)
+    figures = figures_of([streamed, whole])
+    assert figures.output_throughput_tps == figures.total_throughput_tps == 2
 
 
 # --- tokens
@@ -326,8 +341,8 @@ def test_in_flight_of_an_empty_window_is_unknown() -> None:
 
 
 def test_littles_law_holds_for_requests_inside_the_window() -> None:
-    figures = figures_of([request(0, 400), request(100, 600), request(400, 600)])
-    assert figures.client["in_flight"] == pytest.approx(1.6)
+    figures = figures_of([request(0, 400), request(100, 600), request(400, 600)], end=2000)
+    assert figures.client["in_flight"] == pytest.approx(0.8)
     assert figures.client["littles_law_deviation"] == pytest.approx(0.0, abs=1e-12)
 
 
@@ -350,17 +365,18 @@ def test_deviation_is_unknown_when_nothing_ended(records: list[RequestRecord]) -
 
 def test_utilization_is_the_busiest_workers_within_the_window() -> None:
     samples = [
-        sample(500, cpu=0),
-        sample(1000, cpu=400),
+        sample(899, cpu=0),
+        sample(900, cpu=400),  # one sample more on either side, a tenth of a second apart
         sample(1500, cpu=450),
-        sample(2000, cpu=650),
-        sample(3000, cpu=1650),
-        sample(1000, cpu=9000, worker=1),
-        sample(2000, cpu=9100, worker=1),
+        sample(2100, cpu=640),
+        sample(2101, cpu=1640),
+        sample(900, cpu=9000, worker=1),
+        sample(2100, cpu=9100, worker=1),
+        sample(9000, cpu=9999, worker=2),
     ]
     client = figures_of([], samples, start=1000, end=2000).client
-    assert client["utilization"] == pytest.approx(0.25)
-    assert client["workers"] == 2
+    assert client["utilization"] == pytest.approx(0.2)
+    assert client["workers"] == 3
 
 
 def test_utilization_does_not_depend_on_how_workers_interleave() -> None:
@@ -396,8 +412,8 @@ def test_slot_gaps_connects_and_retries_are_those_of_sends_in_the_window() -> No
     counted: dict[str, Any] = {"slot_gap_ns": 2 * MS, "connect_ns": 5, "retried": True}
     client = figures_of(
         [
-            request(100, 10, **counted),
-            request(200, 10, phase="drain", **counted),
+            request(0, 10, **counted),
+            request(1000, 10, phase="drain", **counted),
             request(300, 10),
             request(-1, 10, **counted),
             request(1001, 10, **counted),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any, get_args
@@ -29,6 +30,7 @@ from loadgen.records import (
     read_manifest,
     read_records,
     read_server_log,
+    records_path,
     write_json,
 )
 
@@ -271,3 +273,13 @@ def test_old_file_stays_when_the_new_one_cannot_be_made(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
     assert path.read_text() == "old"
+
+
+def test_compressed_records_are_read_where_there_are_no_others(tmp_path: Path) -> None:
+    made = RequestRecord(level=0, seq=7, prompt_id="a", worker=0, phase="measure", end_ns=5)
+    (tmp_path / "records.jsonl.gz").write_bytes(gzip.compress(encode_line(made) * 3))
+    path = records_path(tmp_path)
+    assert path.suffix == ".gz"
+    assert [record.seq for record in read_records(path)[0]] == [7, 7, 7]
+    (tmp_path / "records.jsonl").touch()
+    assert records_path(tmp_path).suffix == ".jsonl"

@@ -168,6 +168,14 @@ def test_level_in_which_nothing_ended_has_no_figures(tmp_path: Path) -> None:
     assert statuses(level) == ["TOO_FEW", "LOAD_NOT_ACHIEVED"]
 
 
+def test_level_that_the_manifest_does_not_have_is_summarised_without_a_load(tmp_path: Path) -> None:
+    run_folder(tmp_path, RECORDS[0] + RECORDS[1], [*SAMPLES[0], MARKS[0], *SAMPLES[1], MARKS[1]], levels=1)
+    levels = summarize_run(tmp_path)[1].levels
+    assert levels[0] == one_by_one(0)
+    assert levels[1].load["concurrency"] == 0
+    assert levels[1].ttft_s == one_by_one(1).ttft_s
+
+
 def test_lines_that_cannot_be_read_are_noted(tmp_path: Path) -> None:
     cut = encode_line(RECORDS[0][0])[:99]
     run_folder(tmp_path, [cut + b"\n", *RECORDS[0], b"\0\0\n", cut], [*SAMPLES[0], MARKS[0]], levels=1)

@@ -62,6 +62,13 @@ def test_prefill_step_is_bound_by_arithmetic() -> None:
     assert model.begin_step() == pytest.approx((linear + attention) / A100_FLOPS + OVERHEAD_S, rel=1e-12)
 
 
+def test_short_prefill_is_bound_by_memory() -> None:
+    model = a100()
+    added(model, (60, 5), (40, 5))
+    moved = 7.12e9 + 409_600 * (100 + 100)  # every token is written, and read
+    assert model.begin_step() == pytest.approx(moved / A100_BANDWIDTH + OVERHEAD_S, rel=1e-12)
+
+
 @pytest.mark.parametrize("sequences", [1, 4])
 def test_decode_step_is_bound_by_memory(sequences: int) -> None:
     model = a100()
