@@ -191,6 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="one round, loads 8 and 256, no long runs")
+    parser.add_argument("--loads", help="paced comparison at these loads only, such as 1024; nothing else")
     parser.add_argument("--vllm-python", help="python of an environment with vLLM, for vllm bench serve")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "client.json")
     options = parser.parse_args()
@@ -198,6 +199,8 @@ def main() -> None:
         raise SystemExit("this needs two cores: one for the server, one for the client")
     os.sched_setaffinity(0, {SERVER_CORE})
     loads = [8, 256] if options.quick else [1, 8, 64, 256, 512, 1024]
+    if options.loads:
+        loads = [int(load) for load in options.loads.split(",")]
     rounds = 1 if options.quick else options.rounds
     compiler = shutil.which("cc") or shutil.which("gcc") or sys.exit("a C compiler is needed for known_server.c")
     with tempfile.TemporaryDirectory(prefix="loadgen-bench-") as folder:
@@ -260,7 +263,7 @@ def main() -> None:
             },
             "paced": compare("paced", TPOT_S, [(load, 4 * load, 256, 128) for load in loads]),
         }
-        if not options.quick:
+        if not options.quick and not options.loads:
             results["unpaced"] = compare("unpaced", 0.0, [(64, 1024, 256, 1024)], ttft_s=0.0)
             # vllm bench would spend minutes on making such prompts with its tokenizer.
             long = [(64, 256, 100_000, 128)]

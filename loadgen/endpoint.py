@@ -13,6 +13,8 @@ from loadgen.prompts import Prompt
 
 Api = Literal["completions", "chat"]
 
+FRAMING_HEADERS = frozenset({"content-length", "transfer-encoding", "x-request-id", "connection", "expect"})
+
 _json = msgspec.json.Encoder().encode
 
 # What a server accepts beyond the OpenAI fields, by the engine behind it. `fixed_length` says that
@@ -99,6 +101,8 @@ def check_header(name: str, value: str) -> None:
     Raises:
         UsageError: as the message says.
     """
+    if name.lower() in FRAMING_HEADERS:
+        raise UsageError(f"header {name}: loadgen sets it for every request itself")
     token = name.replace("-", "").replace("_", "").replace(".", "")
     if not (token.isascii() and token.isalnum()):
         raise UsageError(f"not a header name: {name!r}")

@@ -49,7 +49,7 @@ METRICS = [
         "TPOT, time per output token",
         "s",
         "`(last_token - first_token) / (output_tokens - tokens_in_first_event)`, per request; undefined, and left "
-        "out, when the divisor is 0",
+        "out, when the divisor is 0 or all tokens came in one read",
         "Equals vLLM's `(latency - TTFT) / (n - 1)` when the first event has one token.",
         "vLLM benchmarks/serve.py",
     ),

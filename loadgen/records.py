@@ -156,7 +156,7 @@ class Manifest(msgspec.Struct, kw_only=True):
 
 
 # What decoding a line that was cut, or that is something else, can raise.
-UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError)
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 _line_decoder = msgspec.json.Decoder(RequestRecord)
 _encoder = msgspec.json.Encoder()
@@ -255,7 +255,7 @@ def read_manifest(run: Path) -> Manifest:
             )
         return msgspec.json.decode(raw, type=Manifest)
     except UNREADABLE as error:
-        raise RunFolderError(f"{path}: {error}") from None
+        raise RunFolderError(f"{path}: {error}; is {run} a run folder of loadgen?") from None
 
 
 def write_json(path: Path, value: object) -> None:

@@ -137,6 +137,12 @@ def test_header_of_the_user_replaces_ours_in_whatever_case(name: str) -> None:
 # --- what is refused
 
 
+@pytest.mark.parametrize("name", ["Content-Length", "transfer-encoding", "X-Request-Id", "Connection"])
+def test_a_header_that_frames_the_request_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="loadgen sets it"):
+        check_header(name, "1")
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

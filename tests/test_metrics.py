@@ -179,6 +179,12 @@ def test_input_tokens_count_where_the_first_token_falls() -> None:
     assert figures.total_throughput_tps == pytest.approx(figures.output_throughput_tps + 3 * 10)
 
 
+@pytest.mark.parametrize(("start", "end", "total"), [(100, 1100, 11), (101, 1101, 0), (-900, 100, 11), (-901, 99, 0)])
+def test_both_edges_belong_to_the_window(start: int, end: int, total: int) -> None:
+    figures = figures_of([request(0, 100, end=5000)], start=start, end=end)
+    assert figures.total_throughput_tps == total
+
+
 def test_rates_are_over_the_window() -> None:
     figures = figures_of([request(100, 100, 100)], start=0, end=4000)
     assert figures.duration_s == 4
