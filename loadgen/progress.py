@@ -69,7 +69,8 @@ class Progress:
             self._measure_from_s = now
         if now - self._tokens_before_s >= 0.5:
             tokens = sum(s.output_tokens for s in self._last.values())
-            self._rate = (tokens - self._tokens_before) / (now - self._tokens_before_s)
+            # A request whose record is not made yet is missing from the count for a moment.
+            self._rate = max(0, tokens - self._tokens_before) / (now - self._tokens_before_s)
             self._tokens_before, self._tokens_before_s = tokens, now
         if self._bar is not None:
             self._draw(now)

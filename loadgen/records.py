@@ -98,7 +98,8 @@ class ClientSample(msgspec.Struct, kw_only=True):
 
     ``lateness_ns`` holds, for each probe that came in since the last sample, the time from the
     probe's write by the parent to its stamp by the worker's loop: what a token event of that
-    moment would have been late by. ``cpu_ns`` is the worker's CPU time so far.
+    moment would have been late by. ``cpu_ns`` is the worker's CPU time so far, ``output_tokens``
+    counts those of requests in flight too.
     """
 
     t_ns: int

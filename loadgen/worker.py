@@ -397,7 +397,7 @@ class ClosedLoop:
             issued=self.issued,
             completed=self.completed,
             failed=self.failed,
-            output_tokens=self.output_tokens,
+            output_tokens=self.output_tokens + sum(exchange.tokens for exchange in self._wire.active),
             ttft_sum_ns=self.ttft_sum_ns,
             ttft_count=self.ttft_count,
             cpu_ns=time.process_time_ns(),

@@ -86,8 +86,7 @@ class BatchModel:
         self._gpu = gpu
         self._model = model
         self._max_batch_size = max_batch_size
-        # Every running sequence takes a token of each step's budget.
-        self._max_num_tokens = max(max_num_tokens, max_batch_size)
+        self._max_num_tokens = max_num_tokens
         free = GPU_MEMORY_UTILIZATION * gpu.memory_bytes - 2 * model.parameters
         self.kv_capacity_tokens = int(free / model.kv_bytes_per_token)
         self._kv_used = 0
