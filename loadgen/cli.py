@@ -275,7 +275,7 @@ def sweep(
         output=output or default_output(name),
     )
     if sim is not None and engine is None:
-        click.echo("No --url and no --engine: measuring the embedded engine. Every figure is SIMULATED.", err=True)
+        click.echo("No --url given: measuring the embedded engine; every figure is SIMULATED.", err=True)
     with Interrupts().watching() as interrupts:
         summary = run_sweep(spec, Progress(sys.stderr), interrupts)
     _publish(spec.output, summary, as_json)
@@ -371,7 +371,7 @@ def serve() -> None:
 
 @serve.command("sim")
 @click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", type=int, default=8000, show_default=True)
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
 @click.option("--fault", metavar="JSON", help="Misbehave in every reply, e.g. '{\"error_after\": 3}'.")
 @_sim_options
 def serve_sim(

@@ -39,7 +39,8 @@ class Progress:
     def started(self, manifest: Manifest, run: Path) -> None:
         engine = manifest.engine
         simulated = ", SIMULATED" if manifest.simulated else ""
-        self._say(f"Measuring {engine['model']} ({engine['kind']}{simulated}) at {engine['url']}; run folder {run}")
+        self._say(f"Measuring {engine['model']} ({engine['kind']}{simulated}) at {engine['url']}")
+        self._say(f"Run folder: {run}")
 
     def level_started(self, spec: LevelSpec) -> None:
         self._spec = spec
@@ -56,7 +57,7 @@ class Progress:
             total=spec.requests if spec.requests is not None else round(spec.duration_s or 0, 1),
             desc=f"{spec.concurrency:>5} in flight",
             file=self._stream,
-            bar_format="{desc} |{bar:12}| {percentage:3.0f}% {postfix}",
+            bar_format="{desc} |{bar:8}|{percentage:3.0f}%{postfix}",
             leave=False,
             dynamic_ncols=True,
         )
@@ -99,7 +100,7 @@ class Progress:
         ttft_count = sum(s.ttft_count for s in samples)
         parts = [
             f"{completed} done",
-            f"{sum(s.in_flight for s in samples)} in flight",
+            f"{sum(s.in_flight for s in samples)} open",
             f"{format_count(round(self._rate))} tok/s",
         ]
         if ttft_count:

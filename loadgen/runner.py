@@ -330,11 +330,12 @@ class Runner:
 
     def _mark(self, level: _Level) -> LevelMark:
         now = now_ns()
-        start = max(level.started_ns) if len(level.started_ns) == len(level.workers) else now
+        everyone = len(level.workers)  # 0 when all have died
+        start = max(level.started_ns) if everyone and len(level.started_ns) == everyone else now
         end = now
         if level.interrupted is None and level.spec.duration_s is not None:
             end = start + int(level.spec.duration_s * NS_PER_S)
-        elif len(level.measured_ns) == len(level.workers):
+        elif everyone and len(level.measured_ns) == everyone:
             end = max(level.measured_ns)
         return LevelMark(
             level=level.spec.index,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -26,6 +27,7 @@ from loadgen.summary import LevelSummary, RunTail, Summary, compare_counters, su
 from loadgen.wire import Timeouts
 
 COUNTERS_WAIT_S = 2.0
+SPARE_FILES = 100
 
 
 class SweepSpec(msgspec.Struct, kw_only=True):
@@ -142,6 +144,21 @@ def find_model(server: control.Server, url: str, wanted: str | None) -> str:
     return wanted
 
 
+def check_open_files(concurrency: int, workers: int) -> None:
+    """Refuses a level that needs more connections than this system lets a process open.
+
+    Raises:
+        UsageError: says how many can be had.
+    """
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    usable = limit - SPARE_FILES
+    if -(-concurrency // workers) > usable:
+        raise UsageError(
+            f"--concurrency {concurrency}: {workers} worker process(es) can open {usable * workers:,} connections here "
+            f"(ulimit -Hn {limit}); use more --workers, or raise the limit"
+        )
+
+
 def run_sweep(spec: SweepSpec, listener: Listener, interrupts: Interrupts) -> Summary:
     """Runs the sweep; everything is in ``spec.output`` when it returns.
 
@@ -173,9 +190,10 @@ def run_sweep(spec: SweepSpec, listener: Listener, interrupts: Interrupts) -> Su
             extra_body=spec.extra_body,
         )
         assert dialect in DIALECTS
+        workers = spec.workers or default_workers(max(spec.levels))
+        check_open_files(max(spec.levels), workers)
         if spec.sim is None:  # only now, so that a server that cannot be measured leaves no folder
             prepare_output(spec.output)
-        workers = spec.workers or default_workers(max(spec.levels))
         levels = [
             LevelSpec(
                 index=index,

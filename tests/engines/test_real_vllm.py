@@ -136,7 +136,7 @@ def test_chat_prompts(vllm: str, tmp_path: Path) -> None:
 def test_a_request_that_the_server_refuses_is_kept_with_its_words(vllm: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
     code, summary, _ = sweep(
-        vllm, out, "--concurrency", "2", "--requests", "20", "--input-tokens", "2040", "--output-tokens", "100",
+        vllm, out, "--concurrency", "2", "--requests", "20", "--input-tokens", "2100", "--output-tokens", "10",
         "--vocab-size", "256",
     )  # fmt: skip
     assert code == 1

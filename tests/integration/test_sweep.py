@@ -112,7 +112,7 @@ def test_without_url_or_engine_the_embedded_one_is_measured_and_says_so(tmp_path
     done = run(
         "sweep", "--concurrency", "1", "--requests", "12", "--output-tokens", "3", "--output", str(tmp_path / "r")
     )
-    assert "Every figure is SIMULATED" in done.stderr
+    assert "every figure is SIMULATED" in done.stderr
     assert "SIMULATED" in done.stdout
     assert f"Report: {tmp_path / 'r' / 'report.html'}" in done.stdout
 
@@ -143,6 +143,7 @@ def test_chat_prompts_of_a_dataset_are_sent_to_the_chat_api(sim: Launched, tmp_p
 BAD_INPUT: dict[str, tuple[list[str], str]] = {
     "level zero": (["--concurrency", "0"], "must be 1 or above"),
     "level negative": (["--concurrency", "4,-1"], "must be 1 or above"),
+    "level beyond the open-file limit": (["--concurrency", "100000000"], "use more --workers"),
     "level no number": (["--concurrency", "1,eight"], "'eight' is none"),
     "no level": (["--concurrency", ""], "--concurrency takes numbers"),
     "requests zero": (["--concurrency", "1", "--requests", "0"], "--requests must be 1 or above"),
