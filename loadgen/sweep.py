@@ -167,6 +167,8 @@ def run_sweep(spec: SweepSpec, listener: Listener, interrupts: Interrupts) -> Su
         EngineError: the engine could not be launched.
     """
     api, dataset = choose_api(spec)
+    workers = spec.workers or default_workers(max(spec.levels))
+    check_open_files(max(spec.levels), workers)
     with ExitStack() as stack:
         worker_cores = None
         if spec.sim is not None:
@@ -190,8 +192,6 @@ def run_sweep(spec: SweepSpec, listener: Listener, interrupts: Interrupts) -> Su
             extra_body=spec.extra_body,
         )
         assert dialect in DIALECTS
-        workers = spec.workers or default_workers(max(spec.levels))
-        check_open_files(max(spec.levels), workers)
         if spec.sim is None:  # only now, so that a server that cannot be measured leaves no folder
             prepare_output(spec.output)
         levels = [
