@@ -7,7 +7,7 @@ VLLM_PYTHON ?= $(VLLM_VENV)/bin/python
 # Byte code is made on first use instead of for all of scipy: the install is 50 MB smaller.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help demo test test-engines lint docs bench bench-quick clean
+.PHONY: help demo test test-engines docs bench bench-quick clean
 
 help:
 	@echo "make demo          set up, and measure the embedded engine at 1, 8 and 64 in flight"

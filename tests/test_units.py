@@ -7,7 +7,7 @@ import math
 import pytest
 
 from loadgen.errors import UsageError
-from loadgen.units import format_bytes, format_count, format_ms, parse_duration_s
+from loadgen.units import format_count, format_ms, parse_duration_s
 
 
 @pytest.mark.parametrize(
@@ -107,19 +107,3 @@ def test_unknown_milliseconds_stay_unknown_beside_an_interval() -> None:
 )
 def test_count(value: float, text: str) -> None:
     assert format_count(value) == text
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1024, "1.0 KiB"),
-        (1536, "1.5 KiB"),
-        (1024**2, "1.0 MiB"),
-        (5.25 * 1024**3, "5.2 GiB"),
-        (2048 * 1024**3, "2048.0 GiB"),
-    ],
-)
-def test_bytes_in_binary_units(count: float, text: str) -> None:
-    assert format_bytes(count) == text
