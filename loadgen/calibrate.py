@@ -8,7 +8,7 @@ count as loadgen's error; it is shown beside it.
 
 from __future__ import annotations
 
-import os
+import asyncio
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -103,7 +103,7 @@ def calibrate(levels: list[int], duration_s: float, workers: int | None, say: Ca
     source = SourceSpec(seed=0, input_tokens=TokenRange(INPUT_TOKENS, INPUT_TOKENS), output_tokens=tokens)
     count = workers or default_workers(max(levels))
     rows = []
-    engine_cores, worker_cores = split_cores()
+    engine_cores, worker_cores = split_cores(count)
     with (
         tempfile.TemporaryDirectory(prefix="loadgen-calibrate-") as folder,
         launch_sim(config, cores=engine_cores) as engine,
@@ -128,13 +128,13 @@ def calibrate(levels: list[int], duration_s: float, workers: int | None, say: Ca
                     say(f"{concurrency} in flight ...")
                     spec = LevelSpec(index=index, concurrency=concurrency, duration_s=duration_s)
                     samples: list[ClientSample] = []
-                    control.get_json(f"{engine.url}/sim/lateness")
+                    asyncio.run(control.get_json(f"{engine.url}/sim/lateness"))
                     mark = runner.run_level(spec, first_index=0, on_sample=samples.append)
                     if mark.interrupted:
                         raise LoadgenError(f"calibration stopped: {mark.interrupted}")
                     records = list(tail.records(runner.take_unwritten()))
-                    late = control.get_json(f"{engine.url}/sim/lateness")
-                    log = control.get_json(f"{engine.url}/sim/requests")
+                    late = asyncio.run(control.get_json(f"{engine.url}/sim/lateness"))
+                    log = asyncio.run(control.get_json(f"{engine.url}/sim/requests"))
                     stamps = {int(row[0].rpartition("-")[2]): (row[1], row[2], row[3]) for row in log}
                     good = [r for r in records if r.phase == "measure" and r.error is None]
                     ttft, tpot = errors_of(good, stamps)
@@ -176,8 +176,7 @@ def calibrate(levels: list[int], duration_s: float, workers: int | None, say: Ca
 
 
 def _cache_path() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "loadgen" / "calibration.json"
+    return environment.cache_folder() / "calibration.json"
 
 
 def _keep(result: Calibration) -> None:

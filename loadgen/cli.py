@@ -8,14 +8,14 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from loadgen import __version__
-from loadgen.errors import LoadgenError, UsageError
+from loadgen.cli_engines import engine_options, engine_specs, engines, sim_options
+from loadgen.errors import EngineError, LoadgenError, UsageError
 
 EPILOG = "Exit codes: 0 valid, 1 ran but a verdict failed, 2 usage or bad input, 3 an engine failed."
 DEFAULT_DURATION = "20s"
@@ -29,6 +29,7 @@ def cli() -> None:
     \b
     loadgen sweep --concurrency 1,8,64                 the embedded engine: a first look
     loadgen sweep --concurrency 1,8,64 --url http://127.0.0.1:8000
+    loadgen sweep --concurrency 1,8,64 --engine vllm --engine trtllm --model M
     loadgen report RUN                                 the table and page of a run, again
     loadgen calibrate                                  what this machine can measure
     """
@@ -137,52 +138,30 @@ def _source(dataset: str | None, input_tokens: str | None, output_tokens: str | 
     )
 
 
-def _sim_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What the embedded engine can be told; shared by ``sweep`` and ``engines serve sim``."""
-    from loadgen.engines.sim_model import GPUS, MODELS
-
-    for option in reversed(
-        [
-            click.option("--sim-mode", type=click.Choice(["batch", "fixed"]), default="batch", show_default=True,
-                         help="batch: a model of a GPU. fixed: the timing below, exactly."),
-            click.option("--sim-gpu", type=click.Choice(sorted(GPUS)), default="a100-80gb", show_default=True),
-            click.option("--sim-model", type=click.Choice(sorted(MODELS)), default="qwen1.5-4b", show_default=True),
-            click.option("--sim-ttft", default="50ms", show_default=True, help="Mode fixed: time to first token."),
-            click.option("--sim-tpot", default="10ms", show_default=True, help="Mode fixed: time between tokens."),
-        ]
-    ):  # fmt: skip
-        command = option(command)
-    return command
-
-
-def _sim_config(mode: str, gpu: str, model: str, ttft: str, tpot: str, host: str = "127.0.0.1", port: int = 0) -> Any:
-    from loadgen.engines.sim import SimConfig
-    from loadgen.units import parse_duration_s
-
-    return SimConfig(
-        mode=mode,  # type: ignore[arg-type]
-        gpu=gpu,
-        model=model,
-        ttft_s=parse_duration_s(ttft),
-        tpot_s=parse_duration_s(tpot),
-        host=host,
-        port=port,
-    )
-
-
 @cli.command(epilog=EPILOG)
 @click.option("--concurrency", required=True, metavar="1,8,64", help="Requests in flight at each level.")
 @click.option("--url", metavar="URL", help="A server that runs already, such as http://127.0.0.1:8000.")
-@click.option("--model", metavar="NAME", help="Served model; not needed when the server lists only one.")
-@click.option("--engine", type=click.Choice(["sim"]), help="Launch an engine. Default without --url: sim.")
+@click.option("--model", metavar="M",
+              help="With --engine: a folder, shape:NAME, or a name of the hub. With --url: the served model's name, "
+              "needed when there are several.")  # fmt: skip
+@click.option("--engine", "kinds", type=click.Choice(["sim", "vllm", "trtllm"]), multiple=True,
+              help="Launch this engine; repeatable: one after another.  [default without --url: sim]")  # fmt: skip
 @click.option(
     "--dataset", type=click.Path(), metavar="FILE.jsonl", help="Prompts, one a line; or a shipped set: chat-256, ..."
 )
 @click.option("--input-tokens", metavar="N|A:B", help="Synthetic prompts of so many token ids.  [default: 256]")
 @click.option("--output-tokens", metavar="N|A:B", help="Tokens to ask for.  [default: the dataset's, else 128]")
-@click.option("--vocab-size", type=int, default=32_000, show_default=True, help="Synthetic ids stay below this.")
+@click.option("--vocab-size", type=int, default=32_000, show_default=True,
+              help="Synthetic ids stay below this, and below a launched model's own vocabulary.")  # fmt: skip
 @click.option("--requests", type=int, metavar="N", help="Measure N requests at each level.")
 @click.option("--duration", metavar="60s", help=f"Measure for so long at each level.  [default: {DEFAULT_DURATION}]")
+@click.option(
+    "--rounds", type=click.IntRange(1, 1000), default=1, show_default=True, help="Go through all levels so often."
+)
+@click.option("--interleave", is_flag=True, help="Several engines: one round of each in turn, launched anew each time.")
+@click.option("--mig", type=click.Choice(["all"]), help="One engine on each MIG slice, all under load at once.")
+@click.option("--watch/--no-watch", default=True,
+              help="Sample the engine's own metrics and the GPUs while a level runs.")  # fmt: skip
 @click.option("--warmup/--no-warmup", default=True, help="Let every slot turn over once before measuring.")
 @click.option("--endpoint", type=click.Choice(["completions", "chat"]), help="Default: by what the prompts are.")
 @click.option("--dialect", type=click.Choice(["vllm", "trtllm", "sim", "openai"]),
@@ -201,18 +180,23 @@ def _sim_config(mode: str, gpu: str, model: str, ttft: str, tpot: str, host: str
     "--output", type=click.Path(path_type=Path), metavar="DIR", help="Run folder.  [default: reports/local/...]"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json to standard output instead of the table.")
-@_sim_options
+@engine_options
+@sim_options
 def sweep(
     concurrency: str,
     url: str | None,
     model: str | None,
-    engine: str | None,
+    kinds: tuple[str, ...],
     dataset: str | None,
     input_tokens: str | None,
     output_tokens: str | None,
     vocab_size: int,
     requests: int | None,
     duration: str | None,
+    rounds: int,
+    interleave: bool,
+    mig: str | None,
+    watch: bool,
     warmup: bool,
     endpoint: str | None,
     dialect: str | None,
@@ -225,16 +209,14 @@ def sweep(
     seed: int,
     output: Path | None,
     as_json: bool,
-    sim_mode: str,
-    sim_gpu: str,
-    sim_model: str,
-    sim_ttft: str,
-    sim_tpot: str,
+    **options: Any,
 ) -> int:
     """Measure a server at one load level after another.
 
-    At each level so many requests are kept in flight (a closed loop). With neither --url nor
-    --engine the embedded engine is measured, and every figure is marked SIMULATED.
+    At each level so many requests are kept in flight (a closed loop). --engine launches vLLM or
+    TensorRT-LLM and stops it again; with several, one after another with the same prompts. With
+    neither --url nor --engine the embedded engine is measured, and every figure is marked
+    SIMULATED.
     """
     from loadgen.endpoint import check_url
     from loadgen.progress import Progress
@@ -249,19 +231,24 @@ def sweep(
         raise UsageError(f"--requests must be 1 or above, not {requests}")
     if workers is not None and workers < 1:
         raise UsageError(f"--workers must be 1 or above, not {workers}")
-    if url is not None and engine is not None:
+    if url is not None and (kinds or mig):
         raise UsageError("--url and --engine exclude each other: attach to a server, or launch one")
-    if url is None and model is not None:
-        raise UsageError("--model names a model of the server at --url; the embedded engine's is --sim-model")
-    sim = None if url is not None else _sim_config(sim_mode, sim_gpu, sim_model, sim_ttft, sim_tpot)
-    name = model or (sim.served_name if sim is not None else "server")
+    if interleave and len(kinds) < 2:
+        raise UsageError("--interleave needs several engines: give --engine more than once")
+    if api_key and kinds:
+        raise UsageError("--api-key is for a server that runs already; an engine that loadgen launches has none")
+    specs = [] if url is not None else engine_specs(kinds or ("sim",), model, mig is not None, options)
+    name = model or "server" if url is not None else "-".join(engine.name for engine in specs[:4])
     spec = SweepSpec(
         command=_command(),
         levels=levels,
         requests=requests,
         duration_s=None if requests is not None else parse_duration_s(duration or DEFAULT_DURATION),
+        rounds=rounds,
         warmup=warmup,
-        sim=sim,
+        engines=specs,
+        interleave=interleave,
+        together=mig is not None,
         url=None if url is None else check_url(url),
         model=model,
         dialect=dialect,
@@ -272,14 +259,19 @@ def sweep(
         source=_source(dataset, input_tokens, output_tokens, vocab_size, seed),
         timeouts=_parse_timeouts(timeout),
         workers=workers,
+        watch=watch,
         output=output or default_output(name),
     )
-    if sim is not None and engine is None:
+    if url is None and not kinds:
         click.echo("No --url given: measuring the embedded engine; every figure is SIMULATED.", err=True)
     with Interrupts().watching() as interrupts:
-        summary = run_sweep(spec, Progress(sys.stderr), interrupts)
-    _publish(spec.output, summary, as_json)
-    return 0 if summary.valid else 1
+        result = run_sweep(spec, Progress(sys.stderr, together=mig is not None), interrupts)
+    _publish(spec.output, result.runs, as_json)
+    for failure in result.failures:
+        click.echo(f"loadgen: {failure}", err=True)
+    if result.failures:
+        return EngineError.exit_code
+    return 0 if result.valid else 1
 
 
 def _command() -> list[str]:
@@ -293,23 +285,36 @@ def _command() -> list[str]:
     return words
 
 
-def _publish(run: Path, summary: Any, as_json: bool) -> None:
-    """Writes report.html and prints the result."""
+def _publish(folder: Path, runs: list[tuple[Path, Any]], as_json: bool) -> None:
+    """Writes each run's report.html and prints the results, several side by side."""
     import msgspec
 
     from loadgen.records import read_manifest
     from loadgen.report import html, terminal
 
-    manifest = read_manifest(run)
-    page = run / "report.html"
-    try:
-        page.write_text(html.render(manifest, summary))
-    except OSError as error:
-        click.echo(f"loadgen: {page}: cannot be written: {error.strerror}", err=True)
+    pages, manifests = [], []
+    for run, summary in runs:
+        manifest = read_manifest(run)
+        manifests.append(manifest)
+        page = run / "report.html"
+        pages.append(page)
+        try:
+            page.write_text(html.render(manifest, summary))
+        except OSError as error:
+            click.echo(f"loadgen: {page}: cannot be written: {error.strerror}", err=True)
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(summary), indent=2))
-    else:
+        several = {run.name: summary for run, summary in runs}
+        value = runs[0][1] if runs[0][0] == folder else several
+        click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+        return
+    for manifest, (_, summary) in zip(manifests, runs, strict=True):
         click.echo(terminal.render(manifest, summary))
+    if len(runs) > 1:
+        from loadgen.summary import is_together
+
+        named = [(run.name, summary) for run, summary in runs]
+        click.echo(terminal.side_by_side(named, together=is_together(folder)))
+    for page in pages:
         click.echo(f"Report: {page}")
 
 
@@ -317,19 +322,25 @@ def _publish(run: Path, summary: Any, as_json: bool) -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON instead of the table.")
 def report(run: Path, as_json: bool) -> int:
-    """Make a run's table and page again from its records, finished or not."""
-    from loadgen.records import write_json
-    from loadgen.summary import summarize_run
+    """Make a run's table and page again from its records, finished or not.
 
-    _, summary = summarize_run(run)
-    path = run / "summary.json"
-    if not path.exists():  # a run that was killed
-        try:
-            write_json(path, summary)
-        except OSError as error:
-            click.echo(f"loadgen: {path}: cannot be written: {error.strerror}", err=True)
-    _publish(run, summary, as_json)
-    return 0 if summary.valid else 1
+    RUN is a run folder, or the folder of a sweep over several engines.
+    """
+    from loadgen.records import write_json
+    from loadgen.summary import run_folders, summarize_run
+
+    runs = []
+    for folder in run_folders(run):
+        _, summary = summarize_run(folder)
+        runs.append((folder, summary))
+        path = folder / "summary.json"
+        if not path.exists():  # a run that was killed
+            try:
+                write_json(path, summary)
+            except OSError as error:
+                click.echo(f"loadgen: {path}: cannot be written: {error.strerror}", err=True)
+    _publish(run, runs, as_json)
+    return 0 if all(summary.valid for _, summary in runs) else 1
 
 
 @cli.command()
@@ -359,58 +370,7 @@ def calibrate(concurrency: str, duration: str, workers: int | None, as_json: boo
     return 0
 
 
-@cli.group()
-def engines() -> None:
-    """Engines that loadgen can run."""
-
-
-@engines.group()
-def serve() -> None:
-    """Run an engine in the foreground."""
-
-
-@serve.command("sim")
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
-@click.option("--fault", metavar="JSON", help="Misbehave in every reply, e.g. '{\"error_after\": 3}'.")
-@_sim_options
-def serve_sim(
-    host: str,
-    port: int,
-    fault: str | None,
-    sim_mode: str,
-    sim_gpu: str,
-    sim_model: str,
-    sim_ttft: str,
-    sim_tpot: str,
-) -> int:
-    """The embedded engine. It computes nothing: figures from it are SIMULATED.
-
-    A request's own field "sim" commands faults and timing for it alone; loadgen/engines/sim.py
-    lists them.
-    """
-    import msgspec
-
-    from loadgen.engines.sim import Fault, SimServer
-    from loadgen.errors import EngineError
-
-    config = _sim_config(sim_mode, sim_gpu, sim_model, sim_ttft, sim_tpot, host, port)
-    try:
-        if fault is not None:
-            msgspec.json.decode(fault, type=Fault)
-            config = msgspec.structs.replace(config, fault=msgspec.json.decode(fault))
-    except msgspec.MsgspecError as error:
-        raise UsageError(f"--fault: {error}; loadgen/engines/sim.py lists what can be commanded") from None
-    try:
-        server = SimServer(config)
-    except OSError as error:
-        raise EngineError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
-    click.echo(f"SIMULATED engine {config.served_name!r} at http://{host}:{server.port}; Ctrl-C ends it")
-    try:
-        server.run()
-    except KeyboardInterrupt:
-        click.echo("ended")
-    return 0
+cli.add_command(engines)
 
 
 @cli.group("dataset")
@@ -431,6 +391,7 @@ def make_dataset(kind: str, prompts: int, seed: int, output: str) -> int:
       chat        a system and a user message
       completion  a text to continue
       tokens      256 token ids in, 128 tokens out, in the form of trtllm-bench
+      prefixed    64 token ids after one of 8 prefixes of 1,024 ids, for prefix caches
     """
     from loadgen.datasets import make, write
 
@@ -440,6 +401,27 @@ def make_dataset(kind: str, prompts: int, seed: int, output: str) -> int:
     else:
         write(Path(output), lines)
         click.echo(f"{output}: {prompts:,} prompts")
+    return 0
+
+
+@dataset_group.command("convert")
+@click.argument("file")
+@click.argument("output", metavar="OUTPUT")
+@click.option("--to", "to", required=True, type=click.Choice(["loadgen", "trtllm-bench", "vllm"]), help="The format.")
+@click.option("--output-tokens", type=click.IntRange(1), metavar="N", help="Replaces each line's own number.")
+def convert_dataset(file: str, output: str, to: str, output_tokens: int | None) -> int:
+    """Write a dataset in the format of another tool; every tool's format is read.
+
+    OUTPUT is a file that does not exist yet, or - for standard output.
+    """
+    from loadgen.datasets import convert, find_dataset, write
+
+    lines = list(convert(find_dataset(file), to, output_tokens))
+    if output == "-":
+        sys.stdout.buffer.writelines(lines)
+    else:
+        write(Path(output), lines)
+        click.echo(f"{output}: {len(lines):,} prompts in the format of {to}")
     return 0
 
 

@@ -5,18 +5,18 @@ aiohttp serves here; measured requests go over :mod:`loadgen.wire`.
 
 from __future__ import annotations
 
-import asyncio
-import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from loadgen import server_metrics
 from loadgen.errors import EndpointError
 
 if TYPE_CHECKING:
     import aiohttp
 
 TIMEOUT_S = 10.0
+MAX_BODY_BYTES = 64 * 2**20
 OWNERS = {"vllm": "vllm", "tensorrt_llm": "trtllm", "loadgen-sim": "sim"}
 
 
@@ -41,10 +41,57 @@ def _session(headers: dict[str, str], verify_tls: bool) -> aiohttp.ClientSession
 
 async def _get(session: aiohttp.ClientSession, url: str) -> tuple[int, bytes]:
     async with session.get(url) as response:
-        return response.status, await response.content.read(4 * 2**20)
+        return response.status, await _body(response)
 
 
-def identify(url: str, headers: dict[str, str], verify_tls: bool = True) -> Server:
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    """The body, as far as it is not absurdly long: what answers may be anything."""
+    body = b""
+    async for piece in response.content.iter_any():
+        body += piece
+        if len(body) > MAX_BODY_BYTES:
+            break
+    return body
+
+
+async def healthy(url: str) -> bool:
+    """Whether ``/health`` answers 200."""
+    import aiohttp
+
+    try:
+        async with _session({}, True) as session:
+            return (await _get(session, f"{url}/health"))[0] == 200
+    except (TimeoutError, aiohttp.ClientError, OSError):
+        return False
+
+
+async def streams_a_token(url: str, model: str, timeout_s: float) -> bool:
+    """Asks for two tokens of a short completion, and waits for the stream's end.
+
+    Raises:
+        EndpointError: an error, or a stream without a token.
+    """
+    import aiohttp
+
+    body = {"model": model, "prompt": [11, 12, 13, 14], "max_tokens": 2, "temperature": 0, "stream": True}
+    timeout = aiohttp.ClientTimeout(total=timeout_s)
+    try:
+        async with _session({}, True) as session:
+            async with session.post(f"{url}/v1/completions", json=body, timeout=timeout) as response:
+                answer = await _body(response)
+                if response.status != 200:
+                    words = " ".join(answer[:300].decode("utf-8", "replace").split())
+                    raise EndpointError(f"HTTP {response.status}: {words}")
+    except TimeoutError:
+        raise EndpointError(f"no token within {timeout_s:g} s") from None
+    except (aiohttp.ClientError, OSError) as error:
+        raise EndpointError(_reason(error)) from None
+    if b'"choices":[{' not in answer.replace(b" ", b""):
+        raise EndpointError(f"the stream held no token: {answer[:200]!r}")
+    return True
+
+
+async def identify(url: str, headers: dict[str, str], verify_tls: bool = True) -> Server:
     """Asks ``/v1/models`` and ``/version``.
 
     Raises:
@@ -52,13 +99,10 @@ def identify(url: str, headers: dict[str, str], verify_tls: bool = True) -> Serv
     """
     import aiohttp
 
-    async def ask() -> tuple[tuple[int, bytes], tuple[int, bytes]]:
-        async with _session(headers, verify_tls) as session:
-            models = await _get(session, f"{url}/v1/models")
-            return models, await _get(session, f"{url}/version")
-
     try:
-        (status, body), (version_status, version_body) = asyncio.run(ask())
+        async with _session(headers, verify_tls) as session:
+            status, body = await _get(session, f"{url}/v1/models")
+            version_status, version_body = await _get(session, f"{url}/version")
     except TimeoutError:
         raise EndpointError(f"{url}: no answer within {TIMEOUT_S:g} s; is the server up and ready?") from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -96,44 +140,59 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-_SERIES = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)")
-COUNTERS = {
-    "prompt_tokens": "vllm:prompt_tokens_total",
-    "generation_tokens": "vllm:generation_tokens_total",
-    "requests": "vllm:request_success_total",
-}
+class MetricsPage:
+    """An engine's own metrics, read over one connection. There must be one reader of a server: a read
+    of TensorRT-LLM's page empties it.
+
+    Args:
+        url, headers, verify_tls: of the endpoint.
+        kind: the engine's kind.
+    """
+
+    def __init__(self, url: str, headers: dict[str, str], verify_tls: bool, kind: str) -> None:
+        self._url = url
+        self._kind = kind
+        self._headers = headers
+        self._verify_tls = verify_tls
+        self._session: aiohttp.ClientSession | None = None
+        self._iterations = server_metrics.IterationPage()
+
+    async def read(self) -> dict[str, float]:
+        """The metrics by the names of :data:`loadgen.server_metrics.METRICS`; {} when there are none."""
+        if self._kind != "trtllm":
+            return server_metrics.parse_prometheus(await self._page("/metrics"))
+        iterations = self._iterations.take((await self._page("/metrics")).encode())
+        return {**server_metrics.parse_prometheus(await self._page("/prometheus/metrics")), **iterations}
+
+    async def _page(self, path: str) -> str:
+        import aiohttp
+
+        if self._session is None:
+            self._session = _session(self._headers, self._verify_tls)
+        try:
+            status, body = await _get(self._session, self._url + path)
+        except (TimeoutError, aiohttp.ClientError, OSError):
+            return ""
+        return body.decode("utf-8", "replace") if status == 200 else ""
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
 
 
-def parse_counters(text: str) -> dict[str, float]:
-    """The counters of :data:`COUNTERS` in a Prometheus page, summed over labels; {} without them."""
-    sums: dict[str, float] = {}
-    names = {series: key for key, series in COUNTERS.items()}
-    for line in text.splitlines():
-        match = _SERIES.match(line)
-        if match and match[1] in names:
-            try:
-                sums[names[match[1]]] = sums.get(names[match[1]], 0.0) + float(match[3])
-            except ValueError:
-                continue
-    return sums
-
-
-def read_counters(url: str, headers: dict[str, str], verify_tls: bool = True) -> dict[str, float]:
-    """The engine's own counters, or {} where it has none that are known."""
+async def reset_prefix_cache(url: str) -> bool:
+    """Empties the engine's prefix cache; False where it cannot be asked to, or refuses."""
     import aiohttp
 
-    async def ask() -> tuple[int, bytes]:
-        async with _session(headers, verify_tls) as session:
-            return await _get(session, f"{url}/metrics")
-
     try:
-        status, body = asyncio.run(ask())
+        async with _session({}, True) as session, session.post(f"{url}/reset_prefix_cache") as response:
+            return response.status == 200
     except (TimeoutError, aiohttp.ClientError, OSError):
-        return {}
-    return parse_counters(body.decode("utf-8", "replace")) if status == 200 else {}
+        return False
 
 
-def get_json(url: str) -> Any:
+async def get_json(url: str) -> Any:
     """The JSON that ``url`` answers with; for the embedded engine's own pages.
 
     Raises:
@@ -141,11 +200,8 @@ def get_json(url: str) -> Any:
     """
     import aiohttp
 
-    async def ask() -> tuple[int, bytes]:
-        async with _session({}, True) as session:
-            return await _get(session, url)
-
     try:
-        return msgspec.json.decode(asyncio.run(ask())[1])
+        async with _session({}, True) as session:
+            return msgspec.json.decode((await _get(session, url))[1])
     except (TimeoutError, aiohttp.ClientError, OSError, msgspec.MsgspecError) as error:
         raise EndpointError(f"{url}: {_reason(error)}") from None

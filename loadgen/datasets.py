@@ -36,6 +36,10 @@ CHAT_SHAPES = (
 COMPLETION_SHAPES = (*["article"] * 5, "minutes", "manual", "log", "table", "code")
 TOKENS_INPUT = 256
 TOKENS_OUTPUT = 128
+PREFIXES = 8
+PREFIX_TOKENS = 1024
+SUFFIX_TOKENS = 64
+PREFIXED_OUTPUT = 64
 
 _SLOT = re.compile(r"<(?:(\d+)\.\.(\d+)|([a-z]+)(\d?))>")
 _WORD = re.compile(r"\S+")
@@ -151,13 +155,17 @@ def _completion(pen: _Pen, index: int) -> dict[str, Any]:
     }
 
 
+def _token_ids(pen: _Pen, count: int) -> list[int]:
+    return [FIRST_TOKEN_ID + pen.below(DEFAULT_VOCAB_SIZE - FIRST_TOKEN_ID) for _ in range(count)]
+
+
 def _tokens(pen: _Pen, index: int) -> dict[str, Any]:
-    span = DEFAULT_VOCAB_SIZE - FIRST_TOKEN_ID
-    return {
-        "task_id": index,
-        "input_ids": [FIRST_TOKEN_ID + pen.below(span) for _ in range(TOKENS_INPUT)],
-        "output_tokens": TOKENS_OUTPUT,
-    }
+    return {"task_id": index, "input_ids": _token_ids(pen, TOKENS_INPUT), "output_tokens": TOKENS_OUTPUT}
+
+
+def _prefixed(pen: _Pen, index: int) -> dict[str, Any]:
+    prefix = _token_ids(_Pen(f"prefix:{index % PREFIXES}"), PREFIX_TOKENS)
+    return {"task_id": index, "input_ids": prefix + _token_ids(pen, SUFFIX_TOKENS), "output_tokens": PREFIXED_OUTPUT}
 
 
 # The field that holds the input, and what makes a line.
@@ -165,6 +173,7 @@ _KINDS: dict[str, tuple[str, Callable[[_Pen, int], dict[str, Any]]]] = {
     "chat": ("messages", _chat),
     "completion": ("prompt", _completion),
     "tokens": ("input_ids", _tokens),
+    "prefixed": ("input_ids", _prefixed),
 }
 KINDS = tuple(_KINDS)
 
@@ -176,8 +185,9 @@ def make(kind: str, prompts: int, seed: int) -> Iterator[bytes]:
     seed start with the same lines.
 
     Args:
-        kind: ``chat`` (a system and a user message), ``completion`` (a text to continue) or
-            ``tokens`` (256 token ids, the form of trtllm-bench).
+        kind: ``chat`` (a system and a user message), ``completion`` (a text to continue),
+            ``tokens`` (256 token ids, the form of trtllm-bench) or ``prefixed`` (64 token ids after
+            one of 8 prefixes of 1,024, which every seed has alike).
         prompts: how many.
         seed: any whole number.
 
@@ -222,6 +232,43 @@ def write(path: Path, lines: Iterable[bytes]) -> None:
         raise DatasetError(path, "exists already; name another file, or remove this one first") from None
     except OSError as error:
         raise DatasetError(path, f"cannot be written: {error.strerror}") from None
+
+
+FORMATS = ("loadgen", "trtllm-bench", "vllm")
+
+
+def convert(path: Path, to: str, output_tokens: int | None = None) -> Iterator[bytes]:
+    """A dataset's lines in the format of another tool.
+
+    Args:
+        path: any dataset that loadgen reads.
+        to: ``loadgen``; ``trtllm-bench`` (``task_id``, ``prompt`` or ``input_ids``,
+            ``output_tokens``); ``vllm`` (bench serve's ``custom``: ``prompt``, ``output_tokens``).
+        output_tokens: replaces each line's own number.
+
+    Raises:
+        DatasetError: a line that the format cannot hold, with its number.
+    """
+    for index, (number, raw) in enumerate(numbered_lines(path)):
+        prompt = parse_line(raw, path, number, output_tokens)
+        content = msgspec.Raw(prompt.content)
+        line: dict[str, Any]
+        if prompt.kind == "messages" and to != "loadgen":
+            raise DatasetError(
+                path, f'has "messages", which {to} cannot hold; apply the chat template first, or keep it as it is', number
+            )
+        if prompt.kind == "token_ids" and to == "vllm":
+            raise DatasetError(path, 'has token ids, which the format of vllm cannot hold; use text prompts', number)
+        field = {"text": "prompt", "messages": "messages", "token_ids": "input_ids"}[prompt.kind]
+        if to == "trtllm-bench":
+            line = {"task_id": index, field: content, "output_tokens": prompt.output_tokens}
+        elif to == "vllm":
+            line = {field: content, "output_tokens": prompt.output_tokens}
+        else:
+            fields = {name: msgspec.Raw(value) for name, value in prompt.fields.items()}
+            line = {"id": prompt.id, field: content, "output_tokens": prompt.output_tokens}
+            line |= {"extra_body": fields} if fields else {}
+        yield msgspec.json.encode(line) + b"\n"
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -33,27 +31,6 @@ def _processor() -> str:
     return platform.processor()
 
 
-def gpus() -> tuple[list[dict[str, Any]], str | None]:
-    """The NVIDIA GPUs of this host and the driver's version, as nvidia-smi tells; none without it."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return [], None
-    fields = ["name", "uuid", "memory.total", "driver_version"]
-    try:
-        answer = subprocess.run(
-            [tool, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return [], None
-    found, driver = [], None
-    for line in answer.stdout.splitlines():
-        parts = [part.strip() for part in line.split(",")]
-        if len(parts) == len(fields):
-            name, uuid, memory, driver = parts
-            memory_bytes = int(memory) * 2**20 if memory.isdigit() else None
-            found.append({"name": name, "uuid": uuid, "memory_bytes": memory_bytes})
-    return found, driver
+def cache_folder() -> Path:
+    """Where loadgen keeps what later runs use: calibration, models made by shape, built engines."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loadgen"

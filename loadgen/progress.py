@@ -19,11 +19,17 @@ PLAIN_EVERY_S = 10.0
 
 
 class Progress:
-    """Listens to a sweep and writes to ``stream``, by default standard error."""
+    """Listens to a sweep and writes to ``stream``.
 
-    def __init__(self, stream: TextIO) -> None:
+    Args:
+        stream: standard error, as a rule.
+        together: several engines are under load at once; only the ends of their levels are told.
+    """
+
+    def __init__(self, stream: TextIO, together: bool = False) -> None:
         self._stream = stream
-        self._terminal = stream.isatty()
+        self._together = together
+        self._terminal = stream.isatty() and not together
         self._bar: tqdm[None] | None = None
         self._spec: LevelSpec | None = None
         self._last: dict[int, ClientSample] = {}
@@ -35,6 +41,10 @@ class Progress:
 
     def _say(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
+
+    def said(self, text: str) -> None:
+        """Something that a person should know now, such as how an engine's start gets on."""
+        self._say(text)
 
     def started(self, manifest: Manifest, run: Path) -> None:
         engine = manifest.engine
@@ -49,7 +59,8 @@ class Progress:
         self._tokens_before, self._tokens_before_s, self._rate = 0, time.monotonic(), 0.0
         self._said_s = time.monotonic()
         if not self._terminal:
-            self._say(f"{spec.concurrency} in flight: started")
+            if not self._together:
+                self._say(f"{spec.concurrency} in flight: started")
             return
         from tqdm import tqdm
 
@@ -63,6 +74,8 @@ class Progress:
         )
 
     def sampled(self, sample: ClientSample) -> None:
+        if self._together:
+            return
         assert self._spec is not None
         self._last[sample.worker] = sample
         now = time.monotonic()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -127,15 +127,51 @@ class LevelMark(msgspec.Struct, kw_only=True, tag_field="mark", tag="level"):
     interrupted: str | None = None
 
 
-class ServerCounters(msgspec.Struct, kw_only=True):
-    """The engine's own counters; a line of ``server_metrics.jsonl``.
+class NoteMark(msgspec.Struct, kw_only=True, tag_field="mark", tag="note"):
+    """A remark about the run, in ``client.jsonl``: what the reports are to say."""
 
-    ``after_level``: the level that had just ended; -1 before the first.
+    text: str
+
+
+class ServerSample(msgspec.Struct, kw_only=True):
+    """The engine's own metrics at one moment; a line of ``server_metrics.jsonl``.
+
+    Attributes:
+        t_ns: when the answer had come.
+        took_ns: how long the engine took to answer.
+        level: the level that was running; at its ``start`` (before its first request) and its
+            ``end`` (after its last) the counters are complete.
+        values: by the names of :data:`loadgen.server_metrics.METRICS`, in the units of those names.
     """
 
     t_ns: int
-    after_level: int
-    counters: dict[str, float]
+    took_ns: int
+    level: int
+    at: Literal["start", "during", "end"]
+    values: dict[str, float]
+
+
+class GpuReading(msgspec.Struct, kw_only=True):
+    """One GPU at one moment; None where NVML does not say. ``energy_j`` counts from the driver's start."""
+
+    uuid: str
+    power_w: float | None = None
+    energy_j: float | None = None
+    sm_clock_mhz: int | None = None
+    memory_clock_mhz: int | None = None
+    temperature_c: int | None = None
+    utilization: float | None = None
+    memory_utilization: float | None = None
+    memory_used_bytes: int | None = None
+    throttle: list[str] = []
+
+
+class GpuSample(msgspec.Struct, kw_only=True):
+    """A line of ``gpu.jsonl``; ``level`` is the one that was running."""
+
+    t_ns: int
+    level: int
+    gpus: list[GpuReading]
 
 
 class Manifest(msgspec.Struct, kw_only=True):
@@ -158,6 +194,8 @@ class Manifest(msgspec.Struct, kw_only=True):
 
 # What decoding a line that was cut, or that is something else, can raise.
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+Line = TypeVar("Line", bound=msgspec.Struct)
 
 _line_decoder = msgspec.json.Decoder(RequestRecord)
 _encoder = msgspec.json.Encoder()
@@ -202,34 +240,38 @@ def records_path(run: Path) -> Path:
     return compressed if compressed.exists() and not path.exists() else path
 
 
-def read_client_log(path: Path) -> tuple[list[ClientSample], list[LevelMark]]:
-    """Samples and level marks of a ``client.jsonl``; cut lines are skipped."""
+def read_client_log(path: Path) -> tuple[list[ClientSample], list[LevelMark], list[str]]:
+    """Samples, level marks and remarks of a ``client.jsonl``; cut lines are skipped."""
     samples: list[ClientSample] = []
     marks: list[LevelMark] = []
+    notes: list[str] = []
     if not path.exists():
-        return samples, marks
+        return samples, marks, notes
     with path.open("rb") as lines:
         for line in lines:
             try:
-                if line.startswith(b'{"mark"'):
-                    marks.append(msgspec.json.decode(line, type=LevelMark))
-                else:
+                if not line.startswith(b'{"mark"'):
                     samples.append(msgspec.json.decode(line, type=ClientSample))
+                    continue
+                mark = msgspec.json.decode(line, type=LevelMark | NoteMark)
+                if isinstance(mark, LevelMark):
+                    marks.append(mark)
+                else:
+                    notes.append(mark.text)
             except UNREADABLE:
                 continue
-    return samples, marks
+    return samples, marks, notes
 
 
-def read_server_log(path: Path) -> dict[int, ServerCounters]:
-    """The lines of a ``server_metrics.jsonl`` by ``after_level``; {} without the file."""
-    found: dict[int, ServerCounters] = {}
+def read_lines(path: Path, kind: type[Line]) -> list[Line]:
+    """The lines of a JSONL file of one kind; cut lines are skipped, and a file that is not there is empty."""
+    found = []
     if path.exists():
         for line in path.read_bytes().splitlines():
             try:
-                counters = msgspec.json.decode(line, type=ServerCounters)
+                found.append(msgspec.json.decode(line, type=kind))
             except UNREADABLE:
                 continue
-            found[counters.after_level] = counters
     return found
 
 

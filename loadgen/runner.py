@@ -28,7 +28,7 @@ from loadgen.clock import now_ns
 from loadgen.endpoint import Endpoint
 from loadgen.errors import LoadgenError
 from loadgen.prompts import SourceSpec
-from loadgen.records import ClientSample, LevelMark, encode_line
+from loadgen.records import ClientSample, LevelMark, NoteMark, encode_line
 from loadgen.units import NS_PER_S
 from loadgen.wire import Timeouts
 from loadgen.worker import (
@@ -66,11 +66,13 @@ class LevelSpec(msgspec.Struct, frozen=True, kw_only=True):
     requests: int | None = None
     duration_s: float | None = None
     warmup: bool = True
+    round: int | None = None
 
     @property
     def load(self) -> dict[str, object]:
-        """The ``load`` of the level in summary.json."""
-        return {"model": "closed", "concurrency": self.concurrency}
+        """The ``load`` of the level in summary.json; ``round`` only where there are several."""
+        load: dict[str, object] = {"model": "closed", "concurrency": self.concurrency}
+        return load if self.round is None else {**load, "round": self.round}
 
 
 class Interrupts:
@@ -78,13 +80,13 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.count = 0
-        self.runner: Runner | None = None
+        self.runners: list[Runner] = []
 
     def _take(self, signum: int, frame: FrameType | None) -> None:
         self.count += 1
         if self.count >= 2:
-            if self.runner is not None:
-                self.runner.kill()
+            for runner in self.runners:
+                runner.kill()
             os._exit(130)
 
     @contextmanager
@@ -104,14 +106,16 @@ def default_workers(max_concurrency: int) -> int:
     return max(1, min(-(-max_concurrency // SLOTS_PER_WORKER), cores - 1))
 
 
-def split_cores() -> tuple[set[int] | None, set[int] | None]:
-    """Cores for an engine on this machine and cores for the workers: the last one, and the rest.
+def split_cores(workers: int = 1) -> tuple[set[int] | None, set[int] | None]:
+    """Cores for an engine on this machine and cores for the workers, one for each of those.
 
     Without this, Linux often wakes the engine on the core of the worker that wrote to it, where it
-    waits for milliseconds until that worker is done. With a single core there is nothing to split.
+    waits for milliseconds until that worker is done. The engine keeps at least one core; with a
+    single core there is nothing to split.
     """
     cores = sorted(os.sched_getaffinity(0))
-    return ({cores[-1]}, set(cores[:-1])) if len(cores) > 1 else (None, None)
+    count = min(max(1, workers), len(cores) - 1)
+    return (set(cores[count:]), set(cores[:count])) if count >= 1 else (None, None)
 
 
 def shares(total: int, parts: int) -> list[int]:
@@ -237,7 +241,7 @@ class Runner:
         on_sample: Callable[[ClientSample], None] = lambda sample: None,
     ) -> None:
         self._interrupts = interrupts
-        interrupts.runner = self
+        interrupts.runners.append(self)
         self._on_sample = on_sample
         self._selector = selectors.DefaultSelector()
         self._client_log = (run / "client.jsonl").open("ab")
@@ -430,6 +434,10 @@ class Runner:
         except OSError as error:
             self.disk_error = self.disk_error or error.strerror or str(error)
 
+    def note(self, text: str) -> None:
+        """Keeps a remark about the run beside its samples."""
+        self._log(NoteMark(text=text))
+
     def kill(self) -> None:
         """Ends the workers now."""
         for worker in self._workers:
@@ -437,6 +445,7 @@ class Runner:
 
     def close(self) -> None:
         """Ends the workers; they leave when their input ends."""
+        self._interrupts.runners.remove(self)
         for worker in self._workers + self._lost:
             worker.close()
         self._selector.close()

@@ -12,31 +12,36 @@ from typing import Any
 
 import msgspec
 
-from loadgen.metrics import LevelFigures, accumulator_for, level_figures
+from loadgen.errors import RunFolderError
+from loadgen.gpus import gpu_figures
+from loadgen.metrics import LevelAccumulator, LevelFigures, accumulator_for, level_figures
 from loadgen.records import (
     FORMAT_VERSION,
     ClientSample,
+    GpuSample,
     LevelMark,
     Manifest,
     RequestRecord,
-    ServerCounters,
+    ServerSample,
     decode_record,
     read_client_log,
+    read_lines,
     read_manifest,
     read_records,
-    read_server_log,
     records_path,
 )
+from loadgen.server_metrics import server_figures
 from loadgen.verdicts import Verdict, judge
 
 KILLED = "the run was ended from outside during this level"
 
 
 class LevelSummary(LevelFigures, kw_only=True):
-    """A level's figures and its verdict; ``server`` compares with the engine's own counters."""
+    """A level's figures and its verdict; ``server`` is what the engine says of it, ``gpu`` what the cards do."""
 
     verdict: Verdict
     server: dict[str, Any] | None = None
+    gpu: dict[str, Any] | None = None
 
 
 class Summary(msgspec.Struct, kw_only=True):
@@ -51,6 +56,51 @@ class Summary(msgspec.Struct, kw_only=True):
     def valid(self) -> bool:
         """Whether every level is VALID."""
         return bool(self.levels) and all(level.verdict.status == "VALID" for level in self.levels)
+
+
+RUNS_FILE = "runs.json"
+
+
+class RunIndex(msgspec.Struct, kw_only=True):
+    """``runs.json`` of a sweep over several engines: the names of the run folders beside it."""
+
+    format_version: int = FORMAT_VERSION
+    command: list[str]
+    runs: list[str]
+    together: bool = False
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The run folders of a sweep: the folder itself, or those that its ``runs.json`` names.
+
+    Raises:
+        RunFolderError: ``runs.json`` cannot be read, or nothing in it was measured.
+    """
+    index = _read_index(folder)
+    if index is None:
+        return [folder]
+    found = [folder / name for name in index.runs if (folder / name / "manifest.json").exists()]
+    if not found:
+        raise RunFolderError(f"{folder}: none of its runs was measured ({', '.join(index.runs)})")
+    return found
+
+
+def is_together(folder: Path) -> bool:
+    """Whether the runs of a sweep were under load at the same time."""
+    index = _read_index(folder)
+    return index is not None and index.together
+
+
+def _read_index(folder: Path) -> RunIndex | None:
+    path = folder / RUNS_FILE
+    try:
+        raw = path.read_bytes()
+    except OSError:
+        return None
+    try:
+        return msgspec.json.decode(raw, type=RunIndex)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise RunFolderError(f"{path}: {error}") from None
 
 
 class RunTail:
@@ -84,29 +134,40 @@ def summarize_level(
     records: Iterable[RequestRecord],
     samples: list[ClientSample],
     mark: LevelMark,
+    server: list[ServerSample] = [],  # noqa: B006  (never changed)
+    gpu: list[GpuSample] = [],  # noqa: B006
 ) -> LevelSummary:
     """One level that has ended; ``records`` are looked at once and not kept."""
+    return summarize(load, gather(records, mark), samples, mark.interrupted, server, gpu)
+
+
+def gather(records: Iterable[RequestRecord], mark: LevelMark) -> LevelAccumulator:
+    """The records of one level, as far as its figures need them."""
     gathered = accumulator_for((), mark)
     for record in records:
         if record.level == mark.level:
             gathered.add(record)
-    return _judged(level_figures(load, gathered, samples, mark.interrupted))
+    return gathered
 
 
-def _judged(figures: LevelFigures, server: dict[str, Any] | None = None) -> LevelSummary:
-    return LevelSummary(**msgspec.structs.asdict(figures), verdict=judge(figures), server=server)
-
-
-def compare_counters(
-    before: ServerCounters | None, after: ServerCounters | None, totals: dict[str, int]
-) -> dict[str, Any] | None:
-    """What the engine's counters grew by over a level, and whether that is our own totals."""
-    if before is None or after is None:
-        return None
-    grown = {key: int(after.counters[key] - before.counters[key]) for key in before.counters if key in after.counters}
-    if not grown:
-        return None
-    return {**grown, "agrees": all(grown[key] == totals[key] for key in grown)}
+def summarize(
+    load: dict[str, Any],
+    gathered: LevelAccumulator,
+    samples: list[ClientSample],
+    interrupted: str | None,
+    server: list[ServerSample],
+    gpu: list[GpuSample],
+) -> LevelSummary:
+    """One level from all that is known of it."""
+    figures = level_figures(load, gathered, samples, interrupted)
+    start, end = figures.window["start_ns"], figures.window["end_ns"]
+    tokens = None if figures.output_throughput_tps is None else figures.output_throughput_tps * figures.duration_s
+    return LevelSummary(
+        **msgspec.structs.asdict(figures),
+        verdict=judge(figures),
+        server=server_figures(server, start, end, figures.totals),
+        gpu=gpu_figures(gpu, start, end, tokens),
+    )
 
 
 def summarize_run(run: Path) -> tuple[Manifest, Summary]:
@@ -117,9 +178,14 @@ def summarize_run(run: Path) -> tuple[Manifest, Summary]:
     """
     manifest = read_manifest(run)
     path = records_path(run)
-    samples, marks = read_client_log(run / "client.jsonl")
+    samples, marks, notes = read_client_log(run / "client.jsonl")
     mark_of = {mark.level: mark for mark in marks}
-    counters = read_server_log(run / "server_metrics.jsonl")
+    server: dict[int, list[ServerSample]] = {}
+    for line in read_lines(run / "server_metrics.jsonl", ServerSample):
+        server.setdefault(line.level, []).append(line)
+    gpu: dict[int, list[GpuSample]] = {}
+    for reading in read_lines(run / "gpu.jsonl", GpuSample):
+        gpu.setdefault(reading.level, []).append(reading)
     seen: set[int] = set()
     unmarked: dict[int, list[RequestRecord]] = {}
     if path.exists():
@@ -142,10 +208,8 @@ def summarize_run(run: Path) -> tuple[Manifest, Summary]:
         mark = mark_of.get(level)
         own = [sample for sample in samples if sample.level == level]
         load = manifest.levels[level] if level < len(manifest.levels) else {"model": "closed", "concurrency": 0}
-        figures = level_figures(load, gathered[level], own, mark.interrupted if mark else KILLED)
-        server = compare_counters(counters.get(level - 1), counters.get(level), figures.totals)
-        summaries.append(_judged(figures, server))
-    notes = []
+        interrupted = mark.interrupted if mark else KILLED
+        summaries.append(summarize(load, gathered[level], own, interrupted, server.get(level, []), gpu.get(level, [])))
     if len(levels) < len(manifest.levels):
         notes.append(f"{len(manifest.levels) - len(levels)} of {len(manifest.levels)} levels were not run")
     if bad_lines:

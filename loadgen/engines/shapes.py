@@ -19,7 +19,55 @@ CHAT_TEMPLATE = (
 )
 
 # The fields of config.json by which a shape differs from another.
+# Sources: the config.json of Qwen/Qwen1.5-4B, Qwen/Qwen2.5-7B and meta-llama/Llama-3.1-8B.
+_QWEN2 = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "max_position_embeddings": 32_768,
+}
 SHAPES: dict[str, dict[str, Any]] = {
+    "qwen1.5-4b": {
+        **_QWEN2,
+        "hidden_size": 2560,
+        "intermediate_size": 6912,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 20,
+        "num_key_value_heads": 20,
+        "vocab_size": 151_936,
+        "rope_theta": 5e6,
+    },
+    "qwen2.5-7b": {
+        **_QWEN2,
+        "hidden_size": 3584,
+        "intermediate_size": 18_944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152_064,
+        "rope_theta": 1e6,
+    },
+    "llama-3.1-8b": {
+        "hidden_size": 4096,
+        "intermediate_size": 14_336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128_256,
+        "rope_theta": 500_000.0,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "max_position_embeddings": 131_072,
+    },
     "tiny": {
         "hidden_size": 128,
         "intermediate_size": 256,
@@ -43,8 +91,12 @@ def byte_alphabet() -> list[str]:
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
-def tokenizer_json() -> dict[str, Any]:
-    """A tokenizer of one token per byte, in the format of the ``tokenizers`` library."""
+def tokenizer_json(vocab_size: int) -> dict[str, Any]:
+    """A tokenizer of one token per byte, in the format of the ``tokenizers`` library.
+
+    The ids above the bytes are words that no text encodes to, so that an engine can decode every
+    id of the model's vocabulary and its events are about as long as a real model's.
+    """
     special = [
         {
             "id": BYTE_TOKENS + index,
@@ -58,6 +110,9 @@ def tokenizer_json() -> dict[str, Any]:
         for index, text in enumerate(SPECIAL_TOKENS)
     ]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    vocab = {text: byte for byte, text in enumerate(byte_alphabet())}
+    # "Ġ" is the table's character for a space.
+    vocab |= {f"Ġw{index}": index for index in range(BYTE_TOKENS + len(SPECIAL_TOKENS), vocab_size)}
     return {
         "version": "1.0",
         "truncation": None,
@@ -75,7 +130,7 @@ def tokenizer_json() -> dict[str, Any]:
             "end_of_word_suffix": None,
             "fuse_unk": False,
             "byte_fallback": False,
-            "vocab": {text: byte for byte, text in enumerate(byte_alphabet())},
+            "vocab": vocab,
             "merges": [],
         },
     }
@@ -114,7 +169,7 @@ def write_model(folder: Path, shape: str = "tiny") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, value in (
         ("config.json", config),
-        ("tokenizer.json", tokenizer_json()),
+        ("tokenizer.json", tokenizer_json(config["vocab_size"])),
         ("tokenizer_config.json", tokenizer_config),
         ("generation_config.json", {"bos_token_id": BYTE_TOKENS, "eos_token_id": BYTE_TOKENS}),
     ):

@@ -574,10 +574,8 @@ class SimServer:
 
     # The loop.
 
-    def run(self, stop_fd: int | None = None) -> None:
-        """Serves until ``stop_fd`` is readable (its writer is gone), or for ever."""
-        if stop_fd is not None:
-            self._epoll.register(stop_fd, select.EPOLLIN)
+    def run(self) -> None:
+        """Serves for ever."""
         heap, arrived, poll = self._heap, self._arrived, self._epoll.poll
         connections = self._connections
         listener = self._listener.fileno()
@@ -604,8 +602,6 @@ class SimServer:
             for fd, mask in ready:
                 if fd == listener:
                     self._accept()
-                elif fd == stop_fd:
-                    return
                 else:
                     one = connections.get(fd)
                     if one is None:
@@ -836,13 +832,9 @@ def _shaped_error(status: int, shape: str) -> bytes:
 
 
 def main(argv: list[str]) -> None:
-    """``python -m loadgen.engines.sim CONFIG_JSON``: serves until standard input ends.
-
-    The first line of standard output is ``{"port": N}``.
-    """
-    server = SimServer(msgspec.json.decode(argv[1], type=SimConfig))
-    print(_encode({"port": server.port}).decode(), flush=True)
-    server.run(stop_fd=sys.stdin.fileno())
+    """``python -m loadgen.engines.sim CONFIG_JSON PORT``: serves until it is ended."""
+    config = msgspec.json.decode(argv[1], type=SimConfig)
+    SimServer(msgspec.structs.replace(config, port=int(argv[2]))).run()
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import textwrap
+from typing import Any
 
 from loadgen.records import Manifest
+from loadgen.server_metrics import RECONCILED
 from loadgen.stats import QUANTILES, Distribution, quantile_floor
 from loadgen.summary import LevelSummary, Summary
 from loadgen.units import format_count, format_ms
@@ -67,6 +69,17 @@ def _heading(manifest: Manifest) -> str:
     return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False) for line in lines)
 
 
+def in_words(load: dict[str, Any]) -> str:
+    """A level's load as people say it."""
+    words = f"{load['concurrency']} in flight"
+    return words if "round" not in load else f"{words}, round {load['round'] + 1}"
+
+
+def _name(load: dict[str, Any]) -> str:
+    """A level's load in a narrow column: ``8``, or ``2/8`` in the second round."""
+    return str(load["concurrency"]) if "round" not in load else f"{load['round'] + 1}/{load['concurrency']}"
+
+
 def _table(levels: list[LevelSummary]) -> str:
     head = (
         "    in    requests                TTFT, ms        TPOT, ms     output requests",
@@ -79,7 +92,7 @@ def _table(levels: list[LevelSummary]) -> str:
         tpot = [latency_ms(level, "tpot_s", q) for q in ("p50", "p99")]
         tokens, requests = level.output_throughput_tps, level.request_throughput_rps
         rows.append(
-            f"{level.load['concurrency']:>6} {level.requests.completed:>5} {level.requests.failed:>5}"
+            f"{_name(level.load):>6} {level.requests.completed:>5} {level.requests.failed:>5}"
             + "".join(f"{cell:>8}" for cell in ttft + tpot)
             + f"{'n/a' if tokens is None else format_count(tokens):>11}"
             f"{'n/a' if requests is None else format_count(requests):>9}"
@@ -107,7 +120,7 @@ def _footnotes(summary: Summary) -> str:
 
 def _judgement(level: LevelSummary) -> str:
     """A level's verdict in words, and what backs it."""
-    load = f"{level.load['concurrency']} in flight"
+    load = in_words(level.load)
     if level.verdict.status == "VALID":
         client = level.client
         late = client["lateness_s"]
@@ -145,8 +158,91 @@ def _remarks(level: LevelSummary) -> list[str]:
         remarks.append(
             f"{level.stalls['requests']:.1%} of the requests stalled; the longest gap: {format_ms(longest)} ms"
         )
-    if level.server and not level.server["agrees"] and len(level.server) > 1:
-        counts = ", ".join(f"{key} {value:,}" for key, value in level.server.items() if key != "agrees")
-        own = ", ".join(f"{level.totals[key]:,}" for key in level.server if key != "agrees")
+    server = level.server or {}
+    if server.get("agrees") is False:
+        counted = [key for key in RECONCILED if key in server]
+        counts = ", ".join(f"{key} {server[key]:,}" for key in counted)
+        own = ", ".join(f"{level.totals[key]:,}" for key in counted)
         remarks.append(f"the server counted {counts}, loadgen {own}: something else uses it, or requests were lost")
+    remarks += [text for text in (_server_words(server), _gpu_words(level)) if text]
     return [textwrap.fill(remark, WIDTH, initial_indent="  ", subsequent_indent="  ") for remark in remarks]
+
+
+def _server_words(server: dict[str, Any]) -> str | None:
+    """The level as the engine saw it, in a sentence."""
+    words = []
+    for name, text in (("requests_running", "{:.1f} running"), ("requests_waiting", "{:.1f} waiting")):
+        if name in server:
+            words.append(text.format(server[name]["mean"]))
+    if "kv_cache_usage" in server:
+        words.append(f"KV cache {server['kv_cache_usage']['max']:.1%} full at most")
+    if server.get("preemptions"):
+        words.append(f"{server['preemptions']:,} preemptions")
+    if server.get("prefix_cache_hit_rate"):
+        words.append(f"{server['prefix_cache_hit_rate']:.1%} prefix-cache hits")
+    for name, text in (("ttft", "TTFT"), ("queue", "queue"), ("prefill", "prefill"), ("decode", "decode")):
+        if f"{name}_s" in server:
+            words.append(f"{text} {format_ms(server[f'{name}_s'])} ms")
+    if "iteration_s" in server:
+        words.append(f"{format_ms(server['iteration_s'])} ms an iteration")
+    return f"the engine says: {', '.join(words)}" if words else None
+
+
+def _gpu_words(level: LevelSummary) -> str | None:
+    """What the GPUs did, in a sentence."""
+    if level.gpu is None:
+        return None
+    words = []
+    for device in level.gpu["devices"]:
+        parts = []
+        if "power_w" in device:
+            parts.append(f"{device['power_w']['mean']:.0f} W")
+        if "sm_clock_mhz" in device:
+            parts.append(f"{device['sm_clock_mhz']['mean']:,.0f} MHz")
+        if "memory_used_bytes" in device:
+            parts.append(f"{device['memory_used_bytes']['max'] / 2**30:.1f} GiB used")
+        parts += [f"{reason} {share:.0%} of the time" for reason, share in device["throttle"].items()]
+        words.append(", ".join(parts))
+    energy = level.gpu["energy_per_output_token_j"]
+    tail = "" if energy is None else f"; {energy:.3g} J an output token"
+    return f"GPU: {'; '.join(words)}{tail}"
+
+
+def side_by_side(runs: list[tuple[str, Summary]], together: bool) -> str:
+    """Several runs of one sweep, level by level.
+
+    It claims no difference between them: that takes intervals and a check that they are comparable.
+
+    Args:
+        runs: name and summary of each.
+        together: they were under load at the same time; their throughputs are summed then.
+    """
+    head = (
+        f"{'in':>6}  {'':<12}{'TTFT, ms':>16}{'TPOT, ms':>16}     output",
+        f"{'flight':>6}  {'run':<12}{'p50':>8}{'p99':>8}{'p50':>8}{'p99':>8}   tokens/s",
+        "-" * 78,
+    )
+    rows = []
+    loads = list(dict.fromkeys(_name(level.load) for _, summary in runs for level in summary.levels))
+    for load in loads:
+        total: float | None = 0.0
+        for name, summary in runs:
+            level = next((lv for lv in summary.levels if _name(lv.load) == load), None)
+            if level is None:
+                rows.append(f"{load:>6}  {name[:12]:<12}   not measured")
+                total = None
+                continue
+            cells = [latency_ms(level, field, q) for field in ("ttft_s", "tpot_s") for q in ("p50", "p99")]
+            tokens = level.output_throughput_tps
+            total = None if total is None or tokens is None else total + tokens
+            rows.append(
+                f"{load:>6}  {name[:12]:<12}"
+                + "".join(f"{cell:>8}" for cell in cells)
+                + f"{'n/a' if tokens is None else format_count(tokens):>11}"
+                + ("" if level.verdict.status == "VALID" else " !")
+            )
+        if together:
+            rows.append(f"{load:>6}  {'all together':<44}{'n/a' if total is None else format_count(total):>11}")
+    invalid = any(level.verdict.status != "VALID" for _, summary in runs for level in summary.levels)
+    notes = ["!: not valid, see above; do not rely on this row"] if invalid else []
+    return "\n".join(["Side by side", "", *head, *rows, *notes]) + "\n"

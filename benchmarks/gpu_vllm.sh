@@ -1,0 +1,33 @@
+#!/bin/sh
+# Measures vLLM on this machine's GPU with the Qwen1.5-4B shape (dummy weights), for reports/.
+#
+#   benchmarks/gpu_vllm.sh OUT levels     1, 8, 64 and 256 in flight, 256 tokens in, 128 out, no prefix cache
+#   benchmarks/gpu_vllm.sh OUT prefix     prompts that share prefixes: prefix caching off, then on
+#   benchmarks/gpu_vllm.sh OUT doctor     what the machine is
+#
+# PYTHON names a Python that has loadgen's dependencies and vLLM. vLLM's options for a machine without
+# FlashInfer come from ENGINE_ARGS.
+set -eu
+OUT=$1
+PYTHON=${PYTHON:-python3}
+ENGINE_ARGS=${ENGINE_ARGS---attention-backend FLASH_ATTN}
+loadgen() { "$PYTHON" -m loadgen "$@"; }
+case $2 in
+doctor)
+    loadgen engines doctor --json > "$OUT/doctor.json"
+    loadgen engines doctor
+    ;;
+levels)
+    loadgen sweep --engine vllm --engine-python "$PYTHON" --engine-arg "$ENGINE_ARGS" --model shape:qwen1.5-4b \
+        --prefix-caching off --concurrency 1,8,64,256 --duration "${DURATION:-40s}" \
+        --input-tokens 256 --output-tokens 128 --output "$OUT/levels"
+    ;;
+prefix)
+    test -f "$OUT/prefixed.jsonl" || loadgen dataset make prefixed --prompts 4096 --output "$OUT/prefixed.jsonl"
+    for caching in off on; do
+        loadgen sweep --engine vllm --engine-python "$PYTHON" --engine-arg "$ENGINE_ARGS" --model shape:qwen1.5-4b \
+            --prefix-caching $caching --concurrency 8,64 --duration "${DURATION:-20s}" \
+            --dataset "$OUT/prefixed.jsonl" --output "$OUT/prefix-$caching"
+    done
+    ;;
+esac

@@ -1,0 +1,251 @@
+"""TensorRT-LLM: the command line of ``trtllm-serve`` and its file of extra options.
+
+Two lives: up to 1.2 the TensorRT backend serves an engine directory (``engines/trtllm_build.py``
+makes one); the PyTorch backend serves a checkpoint as it is, from 0.18 as an option, from 1.0 by
+default, and from 1.3 alone. Which options there are is read from the installed version's own help.
+
+Written from its sources (0.21 to 1.3) and proven against executables that imitate them; it has
+not met the real one here. Sources: TensorRT-LLM commands/serve.py, llmapi/llm_args.py,
+serve/openai_server.py.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from loadgen import gpus
+from loadgen.engines.installs import Install, check_arguments, find_install, help_options, same_option
+from loadgen.engines.models import Model, find_model
+from loadgen.engines.spec import EngineCommand, EngineSpec, check_fit, chosen_gpus, device_env, install_facts
+from loadgen.environment import cache_folder
+from loadgen.errors import UsageError
+
+Backend = Literal["pytorch", "tensorrt"]
+OPTIONS_FILE = "extra_llm_api_options.yaml"
+PYTORCH_DEFAULT_SINCE = (1, 0)
+TENSORRT_REMOVED_IN = (1, 3)
+PERF_METRICS_SINCE = (1, 1)
+MAX_PERF_METRICS = 1000
+
+
+def check_engine_dir(install: Install, model: Model, found: list[gpus.Gpu]) -> None:
+    """Refuses an engine that was built by another version, or lacks its files.
+
+    Raises:
+        UsageError: says how to build one that fits.
+    """
+    folder = Path(model.path)
+    ranks = sorted(folder.glob("rank*.engine"))
+    if not ranks:
+        raise UsageError(f"--model {folder}: config.json is an engine's, but there is no rank0.engine; build it again")
+    built_by = model.config.get("version")
+    if built_by and built_by != install.version:
+        raise UsageError(
+            f"--model {folder}: was built by TensorRT-LLM {built_by}, and {install.version} is installed; build it again "
+            "with `loadgen engines build trtllm`"
+        )
+    record = folder / "loadgen-build.json"
+    if record.exists() and found:
+        gpu = json.loads(record.read_text()).get("gpu")
+        if gpu and gpu != found[0].name:
+            raise UsageError(
+                f"--model {folder}: was built for {gpu}, and this host has {found[0].name}; build it again"
+            )
+
+
+def choose_backend(spec: EngineSpec, install: Install, model: Model) -> Backend:
+    """The backend that serves a model.
+
+    Raises:
+        UsageError: the one asked for is not in this version, or does not serve this model.
+    """
+    backend: Backend = spec.backend or ("tensorrt" if model.engine_dir else "pytorch")
+    if backend not in install.backends:
+        have = ", ".join(install.backends) or "none"
+        why = (
+            "; the TensorRT backend was removed in 1.3: serve the model's own folder with the PyTorch backend"
+            if backend == "tensorrt"
+            else ""
+        )
+        raise UsageError(f"--backend {backend}: TensorRT-LLM {install.version} has {have}{why}")
+    if backend == "tensorrt" and not model.engine_dir:
+        raise UsageError(
+            f"--model {spec.model}: is no engine directory (its config.json has no build_config), which the TensorRT "
+            f"backend needs; build one: loadgen engines build trtllm --model {spec.model}"
+        )
+    if backend == "pytorch" and model.engine_dir:
+        raise UsageError(
+            f"--model {spec.model}: is a TensorRT engine; the PyTorch backend needs the model's own folder"
+        )
+    return backend
+
+
+def extra_options(spec: EngineSpec, install: Install, model: Model, backend: Backend) -> dict[str, Any]:
+    """The YAML that goes with the server: what has no option of its own.
+
+    ``kv_cache_config`` given here replaces the whole of it, the command line's memory fraction too
+    (1.0 to 1.2), so that fraction stands in both.
+    """
+    options: dict[str, Any] = {}
+    cache: dict[str, Any] = {}
+    if spec.prefix_caching is not None:
+        cache["enable_block_reuse"] = spec.prefix_caching
+    if cache and spec.kv_memory_fraction is not None:
+        cache["free_gpu_memory_fraction"] = spec.kv_memory_fraction
+    if cache:
+        options["kv_cache_config"] = cache
+    if backend == "pytorch":
+        options["enable_iter_perf_stats"] = True
+        options["stream_interval"] = 1
+        if spec.dtype is not None:
+            options["dtype"] = spec.dtype
+        if model.dummy_weights:
+            options["load_format"] = "dummy"
+        if install.release >= PERF_METRICS_SINCE:
+            options["return_perf_metrics"] = True
+            options["perf_metrics_max_requests"] = MAX_PERF_METRICS
+    return options
+
+
+def prepare(spec: EngineSpec, found: list[gpus.Gpu]) -> EngineCommand:
+    """The command for a spec, everything checked that can be without starting it.
+
+    Raises:
+        UsageError: as :func:`loadgen.engines.vllm.prepare`.
+    """
+    install = find_install("trtllm", spec.python)
+    assert spec.model is not None
+    model = find_model(spec.model, cache_folder() / "shapes", spec.tokenizer)
+    backend = choose_backend(spec, install, model)
+    if model.engine_dir:
+        check_engine_dir(install, model, found)
+        if spec.dtype is not None:
+            raise UsageError("--dtype: an engine's dtype was set when it was built; leave it out")
+    serve = install.environment.script("trtllm-serve")
+    if serve is None:
+        raise UsageError(
+            f"--engine trtllm: tensorrt_llm {install.version} is in {install.environment.executable}, but there is no "
+            "trtllm-serve beside it; install it again"
+        )
+    chosen, mig = chosen_gpus(spec, found)
+    check_fit(spec, model, chosen, mig)
+    known = help_options([serve, "serve", "--help"])
+    program = f"trtllm-serve {install.version}"
+    check_arguments(spec.args, known, program)
+    names = {same_option(option): option for option in known}
+    argv = [serve, "serve", model.path, "--host", spec.host, "--port", "{port}"]
+
+    def add(option: str, value: object, asked_as: str) -> None:
+        if value is None:
+            return
+        if same_option(option) not in names:
+            raise UsageError(f"{asked_as}: {program} has no option {option}; leave it out")
+        argv.extend([names[same_option(option)], str(value)])
+
+    # 0.21 has no word for the TensorRT backend: it is the one without an option.
+    if backend == "pytorch" or install.release >= PYTORCH_DEFAULT_SINCE:
+        add("--backend", backend, "--backend")
+    add("--tokenizer", spec.tokenizer, "--tokenizer")
+    add("--max_batch_size", spec.max_batch_size, "--max-batch-size")
+    add("--max_num_tokens", spec.max_num_tokens, "--max-num-tokens")
+    add("--max_seq_len", spec.max_seq_len, "--max-seq-len")
+    add("--kv_cache_free_gpu_memory_fraction", spec.kv_memory_fraction, "--kv-memory-fraction")
+    add("--tp_size", spec.tensor_parallel if spec.tensor_parallel > 1 else None, "--tensor-parallel")
+    options = extra_options(spec, install, model, backend)
+    files = {}
+    if options:
+        # JSON is YAML too, and needs no library to be written right.
+        files[OPTIONS_FILE] = json.dumps(options, indent=2) + "\n"
+        add("--extra_llm_api_options", "{folder}/" + OPTIONS_FILE, "--prefix-caching")
+    env = device_env(spec)
+    if model.local:
+        env["HF_HUB_OFFLINE"] = "1"
+    return EngineCommand(
+        kind="trtllm",
+        version=install.version,
+        argv=[*argv, *spec.args],
+        env=env,
+        files=files,
+        # It has no name for a served model: it lists its folder's name, and takes any in requests.
+        model=model.name,
+        gpu_uuids=[gpu.uuid for gpu in chosen],
+        facts={
+            **install_facts(install),
+            "backend": backend,
+            "extra_options": options,
+            "dummy_weights": model.dummy_weights,
+            **model.facts,
+            "mig": mig.uuid if mig else None,
+        },
+    )
+
+
+def bench_options(install: Install) -> set[str]:
+    """The options of the installed ``trtllm-bench throughput``.
+
+    Raises:
+        UsageError: there is no trtllm-bench, or it does not run.
+    """
+    program = install.environment.script("trtllm-bench")
+    if program is None:
+        raise UsageError(f"TensorRT-LLM {install.version} in {install.environment.executable} has no trtllm-bench")
+    return help_options([program, "--model", "x", "throughput", "--help"])
+
+
+class OfflineReport(msgspec.Struct, kw_only=True):
+    """What ``trtllm-bench throughput`` measured: the engine without HTTP, all requests there at once.
+
+    ``request_throughput_rps`` and the token throughputs count from the first start to the last end,
+    ramp and drain included, as trtllm-bench does; TTFT and TPOT only when it streamed.
+    """
+
+    version: str | None
+    backend: str | None
+    requests: int
+    mean_input_tokens: float | None
+    mean_output_tokens: float | None
+    mean_concurrency: float | None
+    request_throughput_rps: float
+    output_throughput_tps: float
+    total_throughput_tps: float | None = None
+    mean_ttft_s: float | None = None
+    mean_tpot_s: float | None = None
+
+
+def read_offline_report(path: Path) -> OfflineReport:
+    """Reads a ``--report_json`` of trtllm-bench (1.0 to 1.3).
+
+    Raises:
+        UsageError: no such file, or it is none.
+    """
+    try:
+        report = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        performance, requests = report["performance"], report["request_info"]
+        streaming = report.get("streaming_metrics") or {}
+        engine = report.get("engine") or {}
+
+        def seconds(name: str) -> float | None:
+            value = streaming.get(name)
+            return None if value is None else float(value) / 1e3
+
+        return OfflineReport(
+            version=engine.get("version"),
+            backend=engine.get("backend"),
+            requests=int(requests["num_requests"]),
+            mean_input_tokens=requests.get("avg_input_length"),
+            mean_output_tokens=requests.get("avg_output_length"),
+            mean_concurrency=requests.get("avg_num_concurrent_requests"),
+            request_throughput_rps=float(performance["request_throughput_req_s"]),
+            output_throughput_tps=float(performance["system_output_throughput_tok_s"]),
+            total_throughput_tps=performance.get("system_total_throughput_tok_s"),
+            mean_ttft_s=seconds("avg_ttft_ms"),
+            mean_tpot_s=seconds("avg_tpot_ms"),
+        )
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"{path}: is no report of trtllm-bench throughput ({error})") from None

