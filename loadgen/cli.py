@@ -159,7 +159,9 @@ def _source(dataset: str | None, input_tokens: str | None, output_tokens: str | 
     "--rounds", type=click.IntRange(1, 1000), default=1, show_default=True, help="Go through all levels so often."
 )
 @click.option("--interleave", is_flag=True, help="Several engines: one round of each in turn, launched anew each time.")
-@click.option("--mig", type=click.Choice(["all"]), help="One engine on each MIG slice, all under load at once.")
+@click.option("--mig", type=click.Choice(["all"]), help="One engine on each slice, all at once.")
+@click.option("--offline-ceiling", is_flag=True,
+              help="TensorRT-LLM: run trtllm-bench on the same prompts too, and show its throughput.")  # fmt: skip
 @click.option("--watch/--no-watch", default=True,
               help="Sample the engine's own metrics and the GPUs while a level runs.")  # fmt: skip
 @click.option("--warmup/--no-warmup", default=True, help="Let every slot turn over once before measuring.")
@@ -196,6 +198,7 @@ def sweep(
     rounds: int,
     interleave: bool,
     mig: str | None,
+    offline_ceiling: bool,
     watch: bool,
     warmup: bool,
     endpoint: str | None,
@@ -237,6 +240,10 @@ def sweep(
         raise UsageError("--interleave needs several engines: give --engine more than once")
     if api_key and kinds:
         raise UsageError("--api-key is for a server that runs already; an engine that loadgen launches has none")
+    if offline_ceiling and "trtllm" not in kinds:
+        raise UsageError("--offline-ceiling is TensorRT-LLM's: it goes with --engine trtllm")
+    if offline_ceiling and mig:
+        raise UsageError("--offline-ceiling and --mig all exclude each other")
     specs = [] if url is not None else engine_specs(kinds or ("sim",), model, mig is not None, options)
     name = model or "server" if url is not None else "-".join(engine.name for engine in specs[:4])
     spec = SweepSpec(
@@ -249,6 +256,7 @@ def sweep(
         engines=specs,
         interleave=interleave,
         together=mig is not None,
+        offline_ceiling=offline_ceiling,
         url=None if url is None else check_url(url),
         model=model,
         dialect=dialect,
@@ -289,6 +297,7 @@ def _publish(folder: Path, runs: list[tuple[Path, Any]], as_json: bool) -> None:
     """Writes each run's report.html and prints the results, several side by side."""
     import msgspec
 
+    from loadgen.engines.trtllm_bench import REPORT_FILE, read_offline_report
     from loadgen.records import read_manifest
     from loadgen.report import html, terminal
 
@@ -307,8 +316,10 @@ def _publish(folder: Path, runs: list[tuple[Path, Any]], as_json: bool) -> None:
         value = runs[0][1] if runs[0][0] == folder else several
         click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
         return
-    for manifest, (_, summary) in zip(manifests, runs, strict=True):
+    for manifest, (run, summary) in zip(manifests, runs, strict=True):
         click.echo(terminal.render(manifest, summary))
+        if (run / REPORT_FILE).exists():
+            click.echo(terminal.offline(read_offline_report(run / REPORT_FILE), summary))
     if len(runs) > 1:
         from loadgen.summary import is_together
 
@@ -320,17 +331,26 @@ def _publish(folder: Path, runs: list[tuple[Path, Any]], as_json: bool) -> None:
 
 @cli.command(epilog=EPILOG)
 @click.argument("run", type=click.Path(path_type=Path))
+@click.option("--offline", type=click.Path(path_type=Path), metavar="FILE",
+              help="A --report_json of trtllm-bench throughput, kept in the run and shown beside it.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON instead of the table.")
-def report(run: Path, as_json: bool) -> int:
+def report(run: Path, offline: Path | None, as_json: bool) -> int:
     """Make a run's table and page again from its records, finished or not.
 
     RUN is a run folder, or the folder of a sweep over several engines.
     """
+    from loadgen.engines.trtllm_bench import REPORT_FILE, read_offline_report
     from loadgen.records import write_json
     from loadgen.summary import run_folders, summarize_run
 
     runs = []
-    for folder in run_folders(run):
+    folders = run_folders(run)
+    if offline is not None:
+        read_offline_report(offline)  # only a report that can be read is kept
+        if len(folders) > 1:
+            raise UsageError(f"--offline belongs to one run; name one of {', '.join(map(str, folders))}")
+        (folders[0] / REPORT_FILE).write_bytes(offline.read_bytes())
+    for folder in folders:
         _, summary = summarize_run(folder)
         runs.append((folder, summary))
         path = folder / "summary.json"

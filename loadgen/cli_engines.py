@@ -193,7 +193,7 @@ def doctor(pythons: tuple[str, ...], tensor_test: bool, selftest: str | None, as
         from loadgen.engines.selftest import run_selftest
 
         python = pythons[0] if pythons else None
-        return 0 if run_selftest(selftest, python, lambda text: click.echo(text)) else EngineError.exit_code
+        return 0 if run_selftest(selftest, python, click.echo) else EngineError.exit_code
     found = examine.examine(list(pythons), tensor_test)
     click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2) if as_json else examine.render(found))
     return 0
@@ -258,7 +258,8 @@ def _serve(kind: str, model: str, host: str, show: bool, options: dict[str, Any]
 
     import msgspec
 
-    from loadgen.engines.launch import launch, prepare
+    from loadgen.engines.launch import fill_in, launch, prepare
+    from loadgen.engines.spec import write_files
     from loadgen.gpus import find_gpus
     from loadgen.runner import Interrupts
     from loadgen.sweep import default_output
@@ -268,13 +269,11 @@ def _serve(kind: str, model: str, host: str, show: bool, options: dict[str, Any]
         spec.port = 8000
     command = prepare(spec, find_gpus()[0])
     folder = default_output(f"serve-{kind}")
-    if show:
-        click.echo(command.shell(str(folder)).replace("{port}", str(spec.port)))
-        for name, text in command.files.items():
-            click.echo(f"# {folder}/{name}:\n" + "".join(f"#   {line}\n" for line in text.splitlines()).rstrip())
-        return 0
     folder.mkdir(parents=True, exist_ok=True)
-    click.echo(f"Starting: {command.shell(str(folder)).replace('{port}', str(spec.port))}\nLog: {folder}/engine.log")
+    if show:
+        write_files(command, folder)
+        click.echo(fill_in(command, spec.port, folder).shell())
+        return 0
 
     async def run(interrupts: Interrupts) -> None:
         async with launch(
@@ -296,7 +295,7 @@ def _serve_command(kind: str, text: str) -> None:
     @serve.command(kind, help=text)
     @click.option("--model", required=True, metavar="M", help="A folder, shape:NAME, or a name of the hub.")
     @click.option("--host", default="127.0.0.1", show_default=True)
-    @click.option("--show", is_flag=True, help="Print the command and its files; start nothing.")
+    @click.option("--show", is_flag=True, help="Print the command; start nothing. Files that it needs are written.")
     @engine_options
     def command(model: str, host: str, show: bool, **options: Any) -> int:
         options["sim_mode"] = None
@@ -314,13 +313,11 @@ def build() -> None:
 
 @build.command("trtllm")
 @click.option("--model", required=True, metavar="DIR", help="Folder of the Hugging Face checkpoint.")
-@click.option("--engine-python", "python", metavar="PATH", help="Python of TensorRT-LLM's environment.")
+@click.option("--engine-python", "python", metavar="PATH", help="Of TensorRT-LLM's environment.")
 @click.option("--examples", type=click.Path(path_type=Path), metavar="DIR",
-              help="TensorRT-LLM's examples folder, which has convert_checkpoint.py.  [default: looked for]")  # fmt: skip
+              help="TensorRT-LLM's examples folder, with convert_checkpoint.py.  [default: looked for]")  # fmt: skip
 @click.option("--dtype", default="float16", show_default=True, help="Of weights and activations.")
-@click.option(
-    "--gemm-plugin", metavar="T", help="Dtype of the GEMM plugin, auto or disable.  [default: trtllm-build's]"
-)
+@click.option("--gemm-plugin", metavar="T", help="Its dtype, auto or disable.  [default: trtllm-build's]")
 @click.option("--tensor-parallel", type=click.IntRange(1), default=1, metavar="N", show_default=True)
 @click.option("--weight-only", type=click.Choice(["int8", "int4"]), help="Quantize the weights alone.")
 @click.option("--max-batch-size", type=click.IntRange(1), metavar="N")

@@ -76,12 +76,14 @@ async def streams_a_token(url: str, model: str, timeout_s: float) -> bool:
     body = {"model": model, "prompt": [11, 12, 13, 14], "max_tokens": 2, "temperature": 0, "stream": True}
     timeout = aiohttp.ClientTimeout(total=timeout_s)
     try:
-        async with _session({}, True) as session:
-            async with session.post(f"{url}/v1/completions", json=body, timeout=timeout) as response:
-                answer = await _body(response)
-                if response.status != 200:
-                    words = " ".join(answer[:300].decode("utf-8", "replace").split())
-                    raise EndpointError(f"HTTP {response.status}: {words}")
+        async with (
+            _session({}, True) as session,
+            session.post(f"{url}/v1/completions", json=body, timeout=timeout) as response,
+        ):
+            answer = await _body(response)
+            if response.status != 200:
+                words = " ".join(answer[:300].decode("utf-8", "replace").split())
+                raise EndpointError(f"HTTP {response.status}: {words}")
     except TimeoutError:
         raise EndpointError(f"no token within {timeout_s:g} s") from None
     except (aiohttp.ClientError, OSError) as error:

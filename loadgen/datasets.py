@@ -255,10 +255,12 @@ def convert(path: Path, to: str, output_tokens: int | None = None) -> Iterator[b
         line: dict[str, Any]
         if prompt.kind == "messages" and to != "loadgen":
             raise DatasetError(
-                path, f'has "messages", which {to} cannot hold; apply the chat template first, or keep it as it is', number
+                path,
+                f'has "messages", which {to} cannot hold; apply the chat template first, or keep it as it is',
+                number,
             )
         if prompt.kind == "token_ids" and to == "vllm":
-            raise DatasetError(path, 'has token ids, which the format of vllm cannot hold; use text prompts', number)
+            raise DatasetError(path, "has token ids, which the format of vllm cannot hold; use text prompts", number)
         field = {"text": "prompt", "messages": "messages", "token_ids": "input_ids"}[prompt.kind]
         if to == "trtllm-bench":
             line = {"task_id": index, field: content, "output_tokens": prompt.output_tokens}

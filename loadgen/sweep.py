@@ -25,6 +25,7 @@ from loadgen.datasets import shipped
 from loadgen.endpoint import DIALECTS, Api, Endpoint, check_prompt
 from loadgen.engines.launch import Launched, launch, prepare
 from loadgen.engines.spec import GIB, EngineCommand, EngineSpec
+from loadgen.engines.trtllm_bench import run_offline
 from loadgen.errors import EndpointError, EngineError, LoadgenError, RunFolderError, UsageError
 from loadgen.gpus import Nvml, nvml
 from loadgen.prompts import FIRST_TOKEN_ID, DatasetSource, SourceSpec
@@ -42,6 +43,7 @@ PROMPTS_PER_LEVEL = 10_000_000
 # What may stay in a GPU's memory of an engine that has ended, and how long its driver may take.
 LEFT_BYTES = 512 * 2**20
 FREE_WAIT_S = 60.0
+MAX_OFFLINE_REQUESTS = 2048
 
 
 class SweepSpec(msgspec.Struct, kw_only=True):
@@ -55,6 +57,7 @@ class SweepSpec(msgspec.Struct, kw_only=True):
         engines: launched one after another; else ``url`` is attached to.
         interleave: one round of each engine in turn, the order turned round each time.
         together: all engines at once, each on a device of its own.
+        offline_ceiling: run trtllm-bench on the prompts of the highest level too.
         model: served name at ``url``; None takes the only one that the server lists.
         dialect: a key of DIALECTS; None goes by what the server says it is.
         api: None takes chat for prompts that are messages, else completions.
@@ -73,6 +76,7 @@ class SweepSpec(msgspec.Struct, kw_only=True):
     engines: list[EngineSpec] = []
     interleave: bool = False
     together: bool = False
+    offline_ceiling: bool = False
     url: str | None = None
     model: str | None = None
     dialect: str | None = None
@@ -346,6 +350,7 @@ class Run:
         self._watcher = Watcher(
             self.folder, self._page, session, uuids, periodic=spec.watch, waits=server.kind == "trtllm"
         )
+        await self._page.read()  # the first read of a server takes longer than the others
         await asyncio.to_thread(self._runner.wait_ready)
 
     def _make_manifest(self, server: control.Server, endpoint: Endpoint) -> Manifest:
@@ -525,6 +530,7 @@ class _Sweep:
         workers: int,
     ) -> None:
         self._spec = spec
+        self._workload = workload
         self._commands = commands
         self._listener = listener
         self._interrupts = interrupts
@@ -567,6 +573,7 @@ class _Sweep:
         self._write_index()
         for position in range(len(self._runs)):
             await self._engine(position, self._spec.level_specs())
+        await self._offline()
 
     async def interleaved(self) -> None:
         """One round of each engine in turn; every second time in the opposite order."""
@@ -577,6 +584,7 @@ class _Sweep:
             order = range(len(self._runs))
             for position in order if turn % 2 == 0 else reversed(order):
                 await self._engine(position, specs[turn * per_round : (turn + 1) * per_round])
+        await self._offline()
 
     async def _engine(self, position: int, levels: list[LevelSpec]) -> None:
         """Launches an engine, measures those levels, and stops it."""
@@ -589,6 +597,22 @@ class _Sweep:
                 await self._levels(run, levels)
         except EngineError as error:
             self._failures.append(str(error))
+
+    async def _offline(self) -> None:
+        """The ceiling of every TensorRT-LLM engine, after its server has gone: both need the GPU."""
+        for engine, command, run in zip(self._spec.engines, self._commands, self._runs, strict=True):
+            if not self._spec.offline_ceiling or engine.kind != "trtllm" or not run.going or not run.summary.levels:
+                continue
+            top = max(range(len(run.summary.levels)), key=lambda i: run.summary.levels[i].load["concurrency"])
+            count = min(run.summary.levels[top].requests.issued, MAX_OFFLINE_REQUESTS)
+            first = top * self._workload.stride
+            try:
+                await self._memory_free(command)
+                await asyncio.to_thread(
+                    run_offline, engine, self._spec.source, first, count, run.folder, self._listener.said
+                )
+            except (EngineError, UsageError) as error:
+                self._failures.append(str(error))
 
     async def _levels(self, run: Run, levels: list[LevelSpec]) -> None:
         for level in levels:
@@ -628,8 +652,6 @@ class _Sweep:
         # A slice's memory is not seen on its own; engines side by side do not wait for each other.
         if not self._spec.together:
             await self._memory_free(command)
-        if command.kind != "sim":
-            self._listener.said(f"starting {engine.name}: {command.shell()}")
         launched = await stack.enter_async_context(
             launch(
                 engine,

@@ -1,9 +1,10 @@
 """Watching while a level runs: the engine's own metrics and the GPUs, on the clock of the records.
 
 One reader for each: a second one would take away what the first is to see (TensorRT-LLM's page),
-and each read costs the engine time. That time is measured, and the engine is asked no oftener than
-that it spends at most ``MAX_SCRAPE_SHARE`` of its time answering: a read that took 20 ms comes every
-4 s at most. TensorRT-LLM's page may wait before it answers; a read of it costs nothing then.
+and each read costs the engine time. What it costs is measured before a level's first request, when
+the engine has nothing else to do, and the engine is asked no oftener than that it spends at most
+``MAX_SCRAPE_SHARE`` of its time answering: a page that takes 20 ms is read every 4 s.
+TensorRT-LLM's page may wait before it answers; that costs it nothing.
 """
 
 from __future__ import annotations
@@ -106,13 +107,11 @@ class Watcher:
         return True
 
     async def _watch_server(self) -> None:
-        took_s = self._server[-1].took_ns / NS_PER_S if self._server else 0.0
-        while not await self._stopped_after(
-            SERVER_PERIOD_S if self._waits else max(SERVER_PERIOD_S, took_s / MAX_SCRAPE_SHARE)
-        ):
-            sample = await self.read("during")
-            if sample is not None:
-                took_s = sample.took_ns / NS_PER_S
+        if not self._server:
+            return  # it has none
+        idle_s = 0.0 if self._waits else self._server[0].took_ns / NS_PER_S
+        while not await self._stopped_after(max(SERVER_PERIOD_S, idle_s / MAX_SCRAPE_SHARE)):
+            await self.read("during")
 
     async def _watch_gpu(self) -> None:
         while self._nvml is not None and not await self._stopped_after(GPU_PERIOD_S):

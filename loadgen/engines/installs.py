@@ -153,7 +153,7 @@ def look_at(python: str) -> Environment:
 def _python_of_script(script: str) -> str | None:
     """The Python that runs a console script: the first line says, or it lies beside."""
     try:
-        with open(script, "rb") as file:
+        with Path(script).open("rb") as file:
             first = file.readline(512).decode("utf-8", "replace").strip()
     except OSError:
         return None
@@ -220,11 +220,11 @@ def find_install(kind: EngineKind, python: str | None) -> Install:
     )
 
 
-_OPTION = re.compile(r"(?<![\w-])--[A-Za-z][\w.-]*")
+_OPTION = re.compile(r"(?<![\w-])--[A-Za-z](?:[\w.-]*\w)?")
 
 
-def help_options(argv: list[str]) -> set[str]:
-    """The long options that a program's own help names, underscores and hyphens as it writes them.
+def help_text(argv: list[str]) -> str:
+    """What a program prints as its help.
 
     Raises:
         UsageError: the program does not run, or shows no option.
@@ -235,11 +235,15 @@ def help_options(argv: list[str]) -> set[str]:
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise UsageError(f"{' '.join(argv)}: {error}") from None
-    found = set(_OPTION.findall(done.stdout))
-    if not found:
+    if not _OPTION.search(done.stdout):
         words = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise UsageError(f"{' '.join(argv)}: shows no options ({words}); is the installation whole?")
-    return found
+    return done.stdout
+
+
+def options_in(help_words: str) -> set[str]:
+    """The long options that a help names, underscores and hyphens as it writes them."""
+    return set(_OPTION.findall(help_words))
 
 
 def same_option(option: str) -> str:
@@ -247,7 +251,7 @@ def same_option(option: str) -> str:
     return option.partition("=")[0].partition(".")[0].replace("_", "-").lower()
 
 
-def check_arguments(arguments: list[str], known: set[str], program: str) -> None:
+def check_arguments(arguments: list[str], known: set[str], program: str, given_as: str = "--engine-arg") -> None:
     """Refuses options that a program's help does not name.
 
     Raises:
@@ -263,4 +267,4 @@ def check_arguments(arguments: list[str], known: set[str], program: str) -> None
         if name not in names and name.replace("--no-", "--", 1) not in names:
             close = difflib.get_close_matches(name, sorted(names), 1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            raise UsageError(f"--engine-arg {word}: {program} has no such option{hint}")
+            raise UsageError(f"{given_as} {word}: {program} has no such option{hint}")

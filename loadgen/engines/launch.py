@@ -34,6 +34,7 @@ STOP_TIMEOUT_S = 5.0
 KILL_TIMEOUT_S = 15.0
 LOG_TAIL_BYTES = 200_000
 SHOWN_LINES = 12
+SAY_EVERY_S = 10.0
 
 # What an engine's last words mean, the more particular first; the first that is found is told.
 CAUSES: list[tuple[str, str]] = [
@@ -191,6 +192,40 @@ class GuardedProcess:
         self._guard.stdout.close()
 
 
+def run_to_end(
+    name: str,
+    argv: list[str],
+    environ: dict[str, str],
+    folder: Path,
+    log: Path,
+    say: Callable[[str], None],
+    timeout_s: float = float("inf"),
+) -> int:
+    """Runs a program that ends by itself, such as an engine's build, and says now and then where it is.
+
+    Returns:
+        Its exit code. However this ends, nothing of the program is left.
+
+    Raises:
+        EngineError: it could not be started, or did not end in time.
+    """
+    log.unlink(missing_ok=True)
+    process = GuardedProcess(argv, environ, folder, log, STOP_TIMEOUT_S)
+    started = said = time.monotonic()
+    try:
+        while (code := process.exit_code) is None:
+            time.sleep(POLL_S)
+            now = time.monotonic()
+            if now - started > timeout_s:
+                raise EngineError(f"{name} did not end within {timeout_s:g} s; its log: {log}")
+            if now - said >= SAY_EVERY_S:
+                said = now
+                say(f"{name}, {now - started:.0f} s: {_last_line(log)}")
+        return code
+    finally:
+        process.stop()
+
+
 class Launched:
     """A running engine.
 
@@ -267,8 +302,8 @@ def check_port(host: str, port: int) -> None:
     try:
         with socket.create_connection((host, port), timeout=2):
             raise UsageError(
-                f"--port {port}: something answers at {host}:{port} already; stop it, choose another port, or measure it "
-                f"as it is with --url http://{host}:{port}"
+                f"--port {port}: something answers at {host}:{port} already; stop it, choose another port, or measure "
+                f"it as it is with --url http://{host}:{port}"
             )
     except OSError:
         pass
@@ -327,6 +362,8 @@ async def launch(
     port = spec.port or free_port(spec.host)
     command = fill_in(command, port, folder)
     write_files(command, folder)
+    if command.kind != "sim":
+        say(f"starting {spec.name}: {command.shell()}")
     log = folder / "engine.log"
     log_start = log.stat().st_size if log.exists() else 0
     process = await asyncio.to_thread(
@@ -375,7 +412,7 @@ async def _wait_ready(
                     f"{kind} did not get ready within {spec.start_timeout_s:g} s ({what}); give it more with "
                     f"--start-timeout. Its log: {process_log}{_shown(read_tail(process_log))}"
                 )
-            if now - said >= 10:
+            if now - said >= SAY_EVERY_S:
                 said = now
                 say(f"{kind} is starting, {now - started:.0f} s: {_last_line(process_log)}")
             await asyncio.sleep(POLL_S)

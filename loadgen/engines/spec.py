@@ -88,14 +88,13 @@ class EngineCommand(msgspec.Struct, kw_only=True):
     gpu_uuids: list[str] = []
     facts: dict[str, object] = {}
 
-    def shell(self, folder: str = ".") -> str:
+    def shell(self) -> str:
         """The command as a line for a shell."""
         import shlex
 
         env = [f"{name}={shlex.quote(value)}" for name, value in self.env.items() if value is not None]
         unset = [word for name, value in self.env.items() if value is None for word in ("-u", name)]
-        words = [word.replace("{folder}", folder) for word in self.argv]
-        return " ".join([*(["env", *unset] if unset else []), *env, shlex.join(words)])
+        return " ".join([*(["env", *unset] if unset else []), *env, shlex.join(self.argv)])
 
 
 def install_facts(install: Install) -> dict[str, object]:
@@ -170,8 +169,8 @@ def check_fit(spec: EngineSpec, model: Model, chosen: list[gpus.Gpu], mig: gpus.
         gpu.compute_capability < gpus.FP8_SINCE
     ):
         raise UsageError(
-            f"{spec.model}: fp8 weights need compute capability 8.9 or above, and {name} is {capability}; use bfloat16, "
-            "or an AWQ or GPTQ checkpoint"
+            f"{spec.model}: fp8 weights need compute capability 8.9 or above, and {name} is {capability}; use "
+            "bfloat16, or an AWQ or GPTQ checkpoint"
         )
     if dtype == "bfloat16" and gpu.compute_capability < gpus.BF16_SINCE:
         raise UsageError(

@@ -12,13 +12,12 @@ serve/openai_server.py.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
-
 from loadgen import gpus
-from loadgen.engines.installs import Install, check_arguments, find_install, help_options, same_option
+from loadgen.engines.installs import Install, check_arguments, find_install, help_text, options_in, same_option
 from loadgen.engines.models import Model, find_model
 from loadgen.engines.spec import EngineCommand, EngineSpec, check_fit, chosen_gpus, device_env, install_facts
 from loadgen.environment import cache_folder
@@ -27,7 +26,6 @@ from loadgen.errors import UsageError
 Backend = Literal["pytorch", "tensorrt"]
 OPTIONS_FILE = "extra_llm_api_options.yaml"
 PYTORCH_DEFAULT_SINCE = (1, 0)
-TENSORRT_REMOVED_IN = (1, 3)
 PERF_METRICS_SINCE = (1, 1)
 MAX_PERF_METRICS = 1000
 
@@ -45,8 +43,8 @@ def check_engine_dir(install: Install, model: Model, found: list[gpus.Gpu]) -> N
     built_by = model.config.get("version")
     if built_by and built_by != install.version:
         raise UsageError(
-            f"--model {folder}: was built by TensorRT-LLM {built_by}, and {install.version} is installed; build it again "
-            "with `loadgen engines build trtllm`"
+            f"--model {folder}: was built by TensorRT-LLM {built_by}, and {install.version} is installed; build it "
+            "again with `loadgen engines build trtllm`"
         )
     record = folder / "loadgen-build.json"
     if record.exists() and found:
@@ -57,21 +55,37 @@ def check_engine_dir(install: Install, model: Model, found: list[gpus.Gpu]) -> N
             )
 
 
-def choose_backend(spec: EngineSpec, install: Install, model: Model) -> Backend:
+_BACKENDS = re.compile(r"--backend\s+\[([^\]]+)\]")
+
+
+def backends_in(help_words: str) -> list[str]:
+    """The backends that ``trtllm-serve serve --help`` offers; pytorch alone where the option is gone.
+
+    0.21 names pytorch only: the TensorRT backend is the one without the option there.
+    """
+    match = _BACKENDS.search(" ".join(help_words.split()))
+    return [word.strip() for word in match[1].split("|")] if match else ["pytorch"]
+
+
+def choose_backend(spec: EngineSpec, install: Install, model: Model, offered: list[str]) -> Backend:
     """The backend that serves a model.
+
+    Args:
+        offered: by the installed version's help.
 
     Raises:
         UsageError: the one asked for is not in this version, or does not serve this model.
     """
+    have = [name for name in offered if name in ("pytorch", "tensorrt")]
+    if install.release < PYTORCH_DEFAULT_SINCE and "tensorrt" not in have:
+        have.append("tensorrt")
     backend: Backend = spec.backend or ("tensorrt" if model.engine_dir else "pytorch")
-    if backend not in install.backends:
-        have = ", ".join(install.backends) or "none"
-        why = (
-            "; the TensorRT backend was removed in 1.3: serve the model's own folder with the PyTorch backend"
-            if backend == "tensorrt"
-            else ""
+    if backend not in have:
+        why = ": serve the model's own folder with the PyTorch backend" if backend == "tensorrt" else ""
+        raise UsageError(
+            f"TensorRT-LLM {install.version} has the backend {' and '.join(have)}, and not the {backend} one that "
+            f"{'--backend' if spec.backend else 'an engine directory'} asks for{why}"
         )
-        raise UsageError(f"--backend {backend}: TensorRT-LLM {install.version} has {have}{why}")
     if backend == "tensorrt" and not model.engine_dir:
         raise UsageError(
             f"--model {spec.model}: is no engine directory (its config.json has no build_config), which the TensorRT "
@@ -82,6 +96,13 @@ def choose_backend(spec: EngineSpec, install: Install, model: Model) -> Backend:
             f"--model {spec.model}: is a TensorRT engine; the PyTorch backend needs the model's own folder"
         )
     return backend
+
+
+def engine_limit(model: Model, name: str) -> int | None:
+    """A limit that an engine was built with. trtllm-serve's own defaults end it where they are above
+    those of the engine (seen in a log of 1.1), so that they are always given."""
+    value = (model.config.get("build_config") or {}).get(name)
+    return value if isinstance(value, int) else None
 
 
 def extra_options(spec: EngineSpec, install: Install, model: Model, backend: Backend) -> dict[str, Any]:
@@ -120,7 +141,6 @@ def prepare(spec: EngineSpec, found: list[gpus.Gpu]) -> EngineCommand:
     install = find_install("trtllm", spec.python)
     assert spec.model is not None
     model = find_model(spec.model, cache_folder() / "shapes", spec.tokenizer)
-    backend = choose_backend(spec, install, model)
     if model.engine_dir:
         check_engine_dir(install, model, found)
         if spec.dtype is not None:
@@ -133,7 +153,10 @@ def prepare(spec: EngineSpec, found: list[gpus.Gpu]) -> EngineCommand:
         )
     chosen, mig = chosen_gpus(spec, found)
     check_fit(spec, model, chosen, mig)
-    known = help_options([serve, "serve", "--help"])
+    words = help_text([serve, "serve", "--help"])
+    backends = backends_in(words)
+    backend = choose_backend(spec, install, model, backends)
+    known = options_in(words)
     program = f"trtllm-serve {install.version}"
     check_arguments(spec.args, known, program)
     names = {same_option(option): option for option in known}
@@ -144,14 +167,14 @@ def prepare(spec: EngineSpec, found: list[gpus.Gpu]) -> EngineCommand:
             return
         if same_option(option) not in names:
             raise UsageError(f"{asked_as}: {program} has no option {option}; leave it out")
-        argv.extend([names[same_option(option)], str(value)])
+        argv.extend([option if option in known else names[same_option(option)], str(value)])
 
     # 0.21 has no word for the TensorRT backend: it is the one without an option.
     if backend == "pytorch" or install.release >= PYTORCH_DEFAULT_SINCE:
         add("--backend", backend, "--backend")
     add("--tokenizer", spec.tokenizer, "--tokenizer")
-    add("--max_batch_size", spec.max_batch_size, "--max-batch-size")
-    add("--max_num_tokens", spec.max_num_tokens, "--max-num-tokens")
+    add("--max_batch_size", spec.max_batch_size or engine_limit(model, "max_batch_size"), "--max-batch-size")
+    add("--max_num_tokens", spec.max_num_tokens or engine_limit(model, "max_num_tokens"), "--max-num-tokens")
     add("--max_seq_len", spec.max_seq_len, "--max-seq-len")
     add("--kv_cache_free_gpu_memory_fraction", spec.kv_memory_fraction, "--kv-memory-fraction")
     add("--tp_size", spec.tensor_parallel if spec.tensor_parallel > 1 else None, "--tensor-parallel")
@@ -182,70 +205,3 @@ def prepare(spec: EngineSpec, found: list[gpus.Gpu]) -> EngineCommand:
             "mig": mig.uuid if mig else None,
         },
     )
-
-
-def bench_options(install: Install) -> set[str]:
-    """The options of the installed ``trtllm-bench throughput``.
-
-    Raises:
-        UsageError: there is no trtllm-bench, or it does not run.
-    """
-    program = install.environment.script("trtllm-bench")
-    if program is None:
-        raise UsageError(f"TensorRT-LLM {install.version} in {install.environment.executable} has no trtllm-bench")
-    return help_options([program, "--model", "x", "throughput", "--help"])
-
-
-class OfflineReport(msgspec.Struct, kw_only=True):
-    """What ``trtllm-bench throughput`` measured: the engine without HTTP, all requests there at once.
-
-    ``request_throughput_rps`` and the token throughputs count from the first start to the last end,
-    ramp and drain included, as trtllm-bench does; TTFT and TPOT only when it streamed.
-    """
-
-    version: str | None
-    backend: str | None
-    requests: int
-    mean_input_tokens: float | None
-    mean_output_tokens: float | None
-    mean_concurrency: float | None
-    request_throughput_rps: float
-    output_throughput_tps: float
-    total_throughput_tps: float | None = None
-    mean_ttft_s: float | None = None
-    mean_tpot_s: float | None = None
-
-
-def read_offline_report(path: Path) -> OfflineReport:
-    """Reads a ``--report_json`` of trtllm-bench (1.0 to 1.3).
-
-    Raises:
-        UsageError: no such file, or it is none.
-    """
-    try:
-        report = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-        performance, requests = report["performance"], report["request_info"]
-        streaming = report.get("streaming_metrics") or {}
-        engine = report.get("engine") or {}
-
-        def seconds(name: str) -> float | None:
-            value = streaming.get(name)
-            return None if value is None else float(value) / 1e3
-
-        return OfflineReport(
-            version=engine.get("version"),
-            backend=engine.get("backend"),
-            requests=int(requests["num_requests"]),
-            mean_input_tokens=requests.get("avg_input_length"),
-            mean_output_tokens=requests.get("avg_output_length"),
-            mean_concurrency=requests.get("avg_num_concurrent_requests"),
-            request_throughput_rps=float(performance["request_throughput_req_s"]),
-            output_throughput_tps=float(performance["system_output_throughput_tok_s"]),
-            total_throughput_tps=performance.get("system_total_throughput_tok_s"),
-            mean_ttft_s=seconds("avg_ttft_ms"),
-            mean_tpot_s=seconds("avg_tpot_ms"),
-        )
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
-    except (msgspec.MsgspecError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(f"{path}: is no report of trtllm-bench throughput ({error})") from None

@@ -11,7 +11,7 @@ import re
 import msgspec
 
 from loadgen import gpus
-from loadgen.engines.installs import Install, check_arguments, find_install, help_options
+from loadgen.engines.installs import Install, check_arguments, find_install, help_text, options_in
 from loadgen.engines.models import Model, find_model
 from loadgen.engines.spec import (
     EngineCommand,
@@ -51,7 +51,7 @@ def options_of(install: Install) -> set[str]:
     except (OSError, msgspec.MsgspecError):
         pass
     words = [word for word in start_words(install, "x") if word not in ("x", "--model")]
-    found = help_options([*words, "--help=all"])
+    found = options_in(help_text([*words, "--help=all"]))
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_bytes(msgspec.json.encode(sorted(found)))
@@ -87,8 +87,8 @@ def prepare(spec: EngineSpec, found: list[gpus.Gpu]) -> EngineCommand:
         raise UsageError(f"--device {spec.device}: vLLM {install.version} is a build for the CPU")
     if mig is not None and install.release < MIG_SINCE:
         raise UsageError(
-            f"--device {spec.device}: vLLM {install.version} cannot read a MIG slice's UUID; use vLLM 0.25 or later, or a "
-            "container that is given the slice as its only device"
+            f"--device {spec.device}: vLLM {install.version} cannot read a MIG slice's UUID; use vLLM 0.25 or "
+            "later, or a container that is given the slice as its only device"
         )
     check_fit(spec, model, chosen, mig)
     argv = start_words(install, model.path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
+from loadgen.engines.trtllm_bench import OfflineReport
 from loadgen.records import Manifest
 from loadgen.server_metrics import RECONCILED
 from loadgen.stats import QUANTILES, Distribution, quantile_floor
@@ -16,6 +17,7 @@ WIDTH = 80
 
 
 WITHHELD = "-"
+ROUNDS = "2/8: the second round at 8 in flight"
 
 
 def withheld(level: LevelSummary) -> bool:
@@ -113,6 +115,8 @@ def _footnotes(summary: Summary) -> str:
         lines.append("n/a: " + ", ".join(f"{name} needs {floor} requests" for name, floor in missing))
     if any(level.verdict.status != "VALID" for level in summary.levels):
         lines.append("!: not valid, see below; do not rely on this row")
+    if any("round" in level.load for level in summary.levels):
+        lines.append(ROUNDS)
     if any(withheld(level) for level in summary.levels):
         lines.append(f"{WITHHELD}: withheld, since loadgen's own delay is in it")
     return "\n".join(lines)
@@ -182,7 +186,7 @@ def _server_words(server: dict[str, Any]) -> str | None:
         words.append(f"{server['prefix_cache_hit_rate']:.1%} prefix-cache hits")
     for name, text in (("ttft", "TTFT"), ("queue", "queue"), ("prefill", "prefill"), ("decode", "decode")):
         if f"{name}_s" in server:
-            words.append(f"{text} {format_ms(server[f'{name}_s'])} ms")
+            words.append(f"mean {text} {format_ms(server[f'{name}_s'])} ms")
     if "iteration_s" in server:
         words.append(f"{format_ms(server['iteration_s'])} ms an iteration")
     return f"the engine says: {', '.join(words)}" if words else None
@@ -245,4 +249,25 @@ def side_by_side(runs: list[tuple[str, Summary]], together: bool) -> str:
             rows.append(f"{load:>6}  {'all together':<44}{'n/a' if total is None else format_count(total):>11}")
     invalid = any(level.verdict.status != "VALID" for _, summary in runs for level in summary.levels)
     notes = ["!: not valid, see above; do not rely on this row"] if invalid else []
+    notes += [f"SIMULATED: {name}" for name, summary in runs if summary.simulated]
+    if any("round" in level.load for _, summary in runs for level in summary.levels):
+        notes.append(ROUNDS)
     return "\n".join(["Side by side", "", *head, *rows, *notes]) + "\n"
+
+
+def offline(report: OfflineReport, summary: Summary) -> str:
+    """trtllm-bench's throughput, and how much of it the served levels reach."""
+    words = [f"{format_count(report.output_throughput_tps)} output tokens/s"]
+    if report.mean_input_tokens is not None and report.mean_output_tokens is not None:
+        words.append(f"{report.mean_input_tokens:,.0f} tokens in and {report.mean_output_tokens:,.0f} out on average")
+    if report.mean_tpot_s is not None:
+        words.append(f"TPOT {format_ms(report.mean_tpot_s)} ms")
+    lines = [
+        f"Offline ceiling by trtllm-bench {report.version or ''}: {', '.join(words)}; {report.requests:,} requests "
+        "there at once, without HTTP, ramp and drain counted in.",
+    ]
+    for level in summary.levels:
+        tokens = level.output_throughput_tps
+        if tokens is not None and report.output_throughput_tps > 0:
+            lines.append(f"  {in_words(level.load)}: {tokens / report.output_throughput_tps:.0%} of it served")
+    return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in lines) + "\n"

@@ -1442,7 +1442,8 @@ async def serve_until_signal(settings: Settings) -> int:
         loop.add_signal_handler(number, lambda number=number: stop.done() or stop.set_result(number))
     bound = None
     if settings.release >= (1, 2):  # bound before loading, and without SO_REUSEADDR
-        bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        # With the protocol named, asyncio sets TCP_NODELAY on what it accepts.
+        bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             bound.bind((settings.host, settings.port))
         except OSError as error:
