@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from loadgen.gpus import GPU_GAUGES
 from loadgen.metrics import METRICS
+from loadgen.server_metrics import METRICS as SERVER_METRICS
 from loadgen.stats import QUANTILES, quantile_floor
 from loadgen.verdicts import VERDICTS
 
@@ -16,7 +18,8 @@ def text() -> str:
     lines = [
         "# Metrics",
         "",
-        "Made by `make docs` from `loadgen/metrics.py`, `stats.py` and `verdicts.py`; change it there.",
+        "Made by `make docs` from `loadgen/metrics.py`, `stats.py`, `verdicts.py`, `server_metrics.py` and `gpus.py`; "
+        "change it there.",
         "",
         "One clock, CLOCK_MONOTONIC; every stamp of an arrival is taken at the socket read, before anything is parsed.",
         "",
@@ -52,6 +55,38 @@ def text() -> str:
         "|---|---|",
     ]
     lines += [f"| `{name}` | {rule} |" for name, rule in VERDICTS.items()]
+    lines += [
+        "",
+        "## What the engine says: `server`",
+        "",
+        "Read from the engine's own metrics page before a level's first request, while it runs (once a second, or so "
+        "seldom that reading costs the engine at most 0.5 % of its time), and after its last; every read is in "
+        "`server_metrics.jsonl`. States are means and maxima over the reads inside the measured window; times are "
+        "means over the requests that the engine finished between the first and the last of those reads (`span`). They "
+        "start and end inside the engine: what its HTTP server adds is in loadgen's figures and not in these.",
+        "",
+        "| name | kind | series it is read from, the first that is there |",
+        "|---|---|---|",
+    ]
+    for name, metric in SERVER_METRICS.items():
+        series = ", ".join(f"`{s}`" for s in metric.series) or "TensorRT-LLM's iterations (`/metrics` as JSON)"
+        lines.append(f"| `{name}` | {metric.kind} | {series} |")
+    lines += [
+        "",
+        "`agrees` says whether requests, prompt tokens and generated tokens grew over the level by loadgen's own "
+        "totals. `prefix_cache_hit_rate` is hits over queries, in tokens (vLLM) or blocks "
+        "(TensorRT-LLM), over the level.",
+        "",
+        "## What the GPUs do: `gpu`",
+        "",
+        "Read through NVML four times a second, for an engine that loadgen launched; every reading is in `gpu.jsonl`. "
+        "Mean, least and most over the measured window of "
+        + ", ".join(f"`{name}`" for name in GPU_GAUGES)
+        + "; `throttle` has the share of readings in which clocks were held back, by reason. `energy_j` is the "
+        "difference of the card's own energy counter between the window's ends, interpolated (mean power times the "
+        "window where a card has none); `energy_per_output_token_j` is that of all the engine's GPUs over the "
+        "tokens generated inside the window. NVML counts what else runs on the card too.",
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -143,11 +143,15 @@ def calibrate(levels: list[int], duration_s: float, workers: int | None, say: Ca
                             f"{concurrency} in flight: nothing ended within {duration_s:g} s; use a longer --duration"
                         )
                     level = summarize_level(spec.load, records, samples, mark)
+                    if not level.output_throughput_tps:
+                        raise LoadgenError(
+                            f"{concurrency} in flight: no token came within {duration_s:g} s; use a longer --duration"
+                        )
                     rows.append(
                         CalibrationRow(
                             concurrency=concurrency,
                             requests=len(ttft),
-                            output_throughput_tps=level.output_throughput_tps or 0.0,
+                            output_throughput_tps=level.output_throughput_tps,
                             ttft_error_mean_s=float(np.mean(ttft)),
                             ttft_error_p99_s=float(np.quantile(ttft, 0.99)),
                             tpot_error_share=float(np.mean(tpot)),

@@ -224,7 +224,8 @@ def sweep(
     from loadgen.endpoint import check_url
     from loadgen.progress import Progress
     from loadgen.runner import Interrupts
-    from loadgen.sweep import SweepSpec, default_output, run_sweep
+    from loadgen.sweep import run_sweep
+    from loadgen.sweep_spec import SweepSpec, default_output
     from loadgen.units import parse_duration_s
 
     levels = _parse_levels(concurrency)
@@ -297,7 +298,7 @@ def _publish(folder: Path, runs: list[tuple[Path, Any]], as_json: bool) -> None:
     """Writes each run's report.html and prints the results, several side by side."""
     import msgspec
 
-    from loadgen.engines.trtllm_bench import REPORT_FILE, read_offline_report
+    from loadgen.offline import REPORT_FILE, read_offline_report
     from loadgen.records import read_manifest
     from loadgen.report import html, terminal
 
@@ -339,7 +340,7 @@ def report(run: Path, offline: Path | None, as_json: bool) -> int:
 
     RUN is a run folder, or the folder of a sweep over several engines.
     """
-    from loadgen.engines.trtllm_bench import REPORT_FILE, read_offline_report
+    from loadgen.offline import REPORT_FILE, read_offline_report
     from loadgen.records import write_json
     from loadgen.summary import run_folders, summarize_run
 

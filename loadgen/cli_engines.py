@@ -120,6 +120,8 @@ def engine_specs(kinds: tuple[str, ...], model: str | None, mig: bool, options: 
         if given:
             name = given[0].removesuffix("s") if given[0].startswith("engine_") else given[0]
             raise UsageError(f"--{name.replace('_', '-')} is for --engine vllm or trtllm")
+    if any("--api-key" in value for value in options["engine_args"]):
+        raise UsageError("--engine-arg --api-key: an engine that loadgen launches listens on loopback and takes no key")
     devices: list[str | None] = [options["device"]]
     if mig:
         if len(kinds) != 1 or options["device"] is not None:
@@ -190,7 +192,7 @@ def doctor(pythons: tuple[str, ...], tensor_test: bool, selftest: str | None, as
     from loadgen.engines import doctor as examine
 
     if selftest is not None:
-        from loadgen.engines.selftest import run_selftest
+        from loadgen.selftest import run_selftest
 
         python = pythons[0] if pythons else None
         return 0 if run_selftest(selftest, python, click.echo) else EngineError.exit_code
@@ -262,7 +264,7 @@ def _serve(kind: str, model: str, host: str, show: bool, options: dict[str, Any]
     from loadgen.engines.spec import write_files
     from loadgen.gpus import find_gpus
     from loadgen.runner import Interrupts
-    from loadgen.sweep import default_output
+    from loadgen.sweep_spec import default_output
 
     spec = msgspec.structs.replace(engine_specs((kind,), model, False, options)[0], host=host)
     if spec.port is None:

@@ -30,6 +30,7 @@ class Progress:
         self._stream = stream
         self._together = together
         self._terminal = stream.isatty() and not together
+        self._rate_over_s = 0.5 if self._terminal else PLAIN_EVERY_S - 0.2
         self._bar: tqdm[None] | None = None
         self._spec: LevelSpec | None = None
         self._last: dict[int, ClientSample] = {}
@@ -81,7 +82,7 @@ class Progress:
         now = time.monotonic()
         if sample.phase == "measure" and self._measure_from_s is None:
             self._measure_from_s = now
-        if now - self._tokens_before_s >= 0.5:
+        if now - self._tokens_before_s >= self._rate_over_s:
             tokens = sum(s.output_tokens for s in self._last.values())
             # A request whose record is not made yet is missing from the count for a moment.
             self._rate = max(0, tokens - self._tokens_before) / (now - self._tokens_before_s)

@@ -17,19 +17,22 @@ from loadgen.errors import RunFolderError
 from loadgen.records import (
     FORMAT_VERSION,
     ErrorKind,
+    GpuReading,
+    GpuSample,
     LevelMark,
     Manifest,
+    NoteMark,
     Phase,
     RequestError,
     RequestRecord,
-    ServerCounters,
+    ServerSample,
     TokenSource,
     decode_record,
     encode_line,
     read_client_log,
+    read_lines,
     read_manifest,
     read_records,
-    read_server_log,
     records_path,
     write_json,
 )
@@ -138,46 +141,91 @@ def test_lines_that_cannot_be_read_are_skipped_and_their_numbers_told(tmp_path: 
     assert bad_lines == [2, 4, 6]
 
 
-# --- client.jsonl and server_metrics.jsonl
+# --- client.jsonl, server_metrics.jsonl and gpu.jsonl
+
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+servers = st.builds(
+    ServerSample,
+    t_ns=counts,
+    took_ns=counts,
+    level=counts,
+    at=st.sampled_from(["start", "during", "end"]),
+    values=st.dictionaries(texts, numbers, max_size=3),
+)
+readings = st.builds(
+    GpuReading,
+    uuid=texts,
+    power_w=st.none() | numbers,
+    energy_j=st.none() | numbers,
+    sm_clock_mhz=maybe,
+    memory_clock_mhz=maybe,
+    temperature_c=maybe,
+    utilization=st.none() | numbers,
+    memory_utilization=st.none() | numbers,
+    memory_used_bytes=maybe,
+    throttle=st.lists(texts, max_size=2),
+)
+gpus = st.builds(GpuSample, t_ns=counts, level=counts, gpus=st.lists(readings, max_size=2))
 
 
-def test_samples_and_marks_are_told_apart_and_cut_lines_skipped(tmp_path: Path) -> None:
+def server(t_ns: int, **values: float) -> ServerSample:
+    return ServerSample(t_ns=t_ns, took_ns=1, level=0, at="during", values=values)
+
+
+def test_samples_marks_and_notes_are_told_apart_and_cut_lines_skipped(tmp_path: Path) -> None:
     samples = [sample(5, lateness_ns=[1, 2]), sample(9, worker=1)]
     marks = [
         LevelMark(level=0, window_start_ns=1, window_end_ns=2),
         LevelMark(level=1, window_start_ns=3, window_end_ns=4, interrupted="Ctrl-C"),
     ]
-    written = [samples[0], marks[0], samples[1], marks[1]]
+    notes = ["caf\u00e9\nand more", "{}"]
+    written = [samples[0], marks[0], NoteMark(text=notes[0]), samples[1], marks[1], NoteMark(text=notes[1])]
     lines = [encode_line(item) for item in written]
     path = tmp_path / "client.jsonl"
-    path.write_bytes(b"".join([lines[0], lines[1][:20], b"\n", lines[1], lines[2], b"\n", lines[3], lines[0][:30]]))
-    assert read_client_log(path) == (samples, marks)
+    cuts = [lines[1][:20] + b"\n", lines[2][:15] + b"\n", b"\n"]
+    path.write_bytes(b"".join([lines[0], cuts[0], *lines[1:3], cuts[1], *lines[3:5], cuts[2], lines[5], lines[0][:30]]))
+    assert read_client_log(path) == (samples, marks, notes)
 
 
-def test_counters_are_found_by_level_and_cut_lines_skipped(tmp_path: Path) -> None:
-    counters = [ServerCounters(t_ns=i, after_level=i - 1, counters={"requests": 1.5 * i}) for i in range(3)]
-    lines = [encode_line(item) for item in counters]
+@settings(deadline=None, max_examples=50)
+@given(st.one_of(servers, gpus))
+def test_sample_of_server_or_gpus_survives_a_round_trip_in_one_line(line: ServerSample | GpuSample) -> None:
+    raw = encode_line(line)
+    assert (raw.count(b"\n"), raw.count(b"\r")) == (1, 0)
+    assert msgspec.json.decode(raw, type=type(line)) == line
+
+
+def test_lines_are_of_one_kind_and_cut_ones_are_skipped(tmp_path: Path) -> None:
+    samples = [server(t_ns, requests=1.5 * t_ns) for t_ns in range(3)]
+    lines = [encode_line(item) for item in samples]
     path = tmp_path / "server_metrics.jsonl"
-    path.write_bytes(lines[0] + lines[1][:20] + b"\n" + lines[1] + lines[2][:-3])
-    assert read_server_log(path) == {-1: counters[0], 0: counters[1]}
+    path.write_bytes(lines[0] + lines[1][:20] + b"\n" + encode_line(sample(1)) + lines[1] + b"\n" + lines[2][:-3])
+    assert read_lines(path, ServerSample) == samples[:2]
+
+
+def test_reading_of_a_gpu_that_says_little_is_read_as_that(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.jsonl"
+    path.write_bytes(b'{"t_ns":1,"level":0,"gpus":[{"uuid":"GPU-1","of_a_later_version":2}]}\n')
+    assert read_lines(path, GpuSample) == [GpuSample(t_ns=1, level=0, gpus=[GpuReading(uuid="GPU-1")])]
 
 
 def test_logs_that_were_never_begun_are_empty(tmp_path: Path) -> None:
-    assert read_client_log(tmp_path / "client.jsonl") == ([], [])
-    assert read_server_log(tmp_path / "server_metrics.jsonl") == {}
+    assert read_client_log(tmp_path / "client.jsonl") == ([], [], [])
+    assert read_lines(tmp_path / "server_metrics.jsonl", ServerSample) == []
 
 
 def test_bytes_that_are_no_text_are_skipped_in_the_client_log(tmp_path: Path) -> None:
     path = tmp_path / "client.jsonl"
-    path.write_bytes(encode_line(sample(5)).replace(b"measure", b"m\xff") + encode_line(sample(6)))
-    assert read_client_log(path) == ([sample(6)], [])
+    bad_note = encode_line(NoteMark(text="gone")).replace(b"gone", b"g\xff")
+    path.write_bytes(encode_line(sample(5)).replace(b"measure", b"m\xff") + bad_note + encode_line(sample(6)))
+    assert read_client_log(path) == ([sample(6)], [], [])
 
 
-def test_bytes_that_are_no_text_are_skipped_in_the_server_log(tmp_path: Path) -> None:
-    good = ServerCounters(t_ns=1, after_level=0, counters={"requests": 1})
+def test_bytes_that_are_no_text_are_skipped_in_the_other_logs(tmp_path: Path) -> None:
+    good = server(1, requests=1)
     path = tmp_path / "server_metrics.jsonl"
     path.write_bytes(encode_line(good).replace(b"requests", b"r\xff") + encode_line(good))
-    assert read_server_log(path) == {0: good}
+    assert read_lines(path, ServerSample) == [good]
 
 
 # --- manifest.json

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
@@ -12,14 +13,30 @@ from made import MS, failure, request, sample
 from loadgen.errors import RunFolderError
 from loadgen.records import (
     ClientSample,
+    GpuReading,
+    GpuSample,
     LevelMark,
     Manifest,
+    NoteMark,
     RequestRecord,
-    ServerCounters,
+    ServerSample,
     encode_line,
     write_json,
 )
-from loadgen.summary import KILLED, LevelSummary, RunTail, Summary, compare_counters, summarize_level, summarize_run
+from loadgen.summary import (
+    KILLED,
+    RUNS_FILE,
+    LevelSummary,
+    RunIndex,
+    RunTail,
+    Summary,
+    gather,
+    is_together,
+    run_folders,
+    summarize,
+    summarize_level,
+    summarize_run,
+)
 
 LOADS = [{"model": "closed", "concurrency": 1}, {"model": "closed", "concurrency": 2}]
 
@@ -48,8 +65,10 @@ MARKS = [
 def run_folder(
     run: Path,
     records: Iterable[RequestRecord | bytes],
-    client: Iterable[ClientSample | LevelMark] = (),
+    client: Iterable[ClientSample | LevelMark | NoteMark] = (),
     levels: int = 2,
+    server: Iterable[ServerSample] = (),
+    gpu: Iterable[GpuSample] = (),
 ) -> Path:
     """A run folder of these lines; bytes go into records.jsonl as they are."""
     manifest = Manifest(
@@ -67,8 +86,19 @@ def run_folder(
     write_json(run / "manifest.json", manifest)
     lines = [line if isinstance(line, bytes) else encode_line(line) for line in records]
     (run / "records.jsonl").write_bytes(b"".join(lines))
-    (run / "client.jsonl").write_bytes(b"".join(map(encode_line, client)))
+    for name, log in (("client", client), ("server_metrics", server), ("gpu", gpu)):
+        (run / f"{name}.jsonl").write_bytes(b"".join(map(encode_line, log)))
     return run
+
+
+def counted(t: int, level: int, at: Literal["start", "during", "end"], **values: float) -> ServerSample:
+    """What the engine had counted at ``t``, which it took 2 ms to say."""
+    return ServerSample(t_ns=t * MS, took_ns=2 * MS, level=level, at=at, values=values)
+
+
+def drawn(t: int, level: int, joules: float) -> GpuSample:
+    """One card that had used that much energy by ``t``."""
+    return GpuSample(t_ns=t * MS, level=level, gpus=[GpuReading(uuid="GPU-1", power_w=200, energy_j=joules)])
 
 
 def one_by_one(level: int, mark: LevelMark | None = None) -> LevelSummary:
@@ -198,49 +228,128 @@ def test_what_is_no_run_folder_is_refused(tmp_path: Path) -> None:
         summarize_run(tmp_path)
 
 
-# --- the engine's own counters
+def test_notes_of_the_run_are_in_its_summary_before_those_about_the_folder(tmp_path: Path) -> None:
+    notes = [NoteMark(text="the prefix cache could not be emptied"), NoteMark(text="caf\u00e9")]
+    run_folder(tmp_path, [*RECORDS[0], b"?\n"], [notes[0], *SAMPLES[0], MARKS[0], notes[1]])
+    found = summarize_run(tmp_path)[1].notes
+    assert found[:2] == ["the prefix cache could not be emptied", "caf\u00e9"]
+    assert [note.partition(":")[0] for note in found[2:]] == [
+        "1 of 2 levels were not run",
+        str(tmp_path / "records.jsonl"),
+    ]
 
 
-def counters(after_level: int, **values: float) -> ServerCounters:
-    return ServerCounters(t_ns=0, after_level=after_level, counters=values)
+# --- what the engine and the cards say
 
-
-@pytest.mark.parametrize(
-    ("grown", "agrees"), [({"requests": 5, "prompt_tokens": 50}, True), ({"requests": 6, "prompt_tokens": 50}, False)]
-)
-def test_growth_of_the_counters_is_compared_with_our_totals(grown: dict[str, int], agrees: bool) -> None:
-    before = dict.fromkeys(grown, 100.0)
-    after = {key: 100.0 + value for key, value in grown.items()}
-    totals = {"requests": 5, "prompt_tokens": 50, "generation_tokens": 7}
-    found = compare_counters(counters(-1, **before), counters(0, **after), totals)
-    assert found == {**grown, "agrees": agrees}
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        (None, counters(0, requests=5)),
-        (counters(-1, requests=5), None),
-        (counters(-1), counters(0, requests=5)),
-        (counters(-1, requests=5), counters(0, prompt_tokens=5)),
-    ],
-)
-def test_counters_that_are_not_on_both_sides_are_not_compared(
-    before: ServerCounters | None, after: ServerCounters | None
-) -> None:
-    assert compare_counters(before, after, {"requests": 5, "prompt_tokens": 50}) is None
+SERVER = [
+    counted(900, 0, "start", requests=7),
+    counted(1300, 0, "during", requests=15, requests_running=2),
+    counted(1800, 0, "end", requests=29),
+    counted(4900, 1, "start", requests=29),
+    counted(5800, 1, "end", requests=50),
+]
+GPU = [drawn(1000, 0, 100), drawn(1400, 0, 300), drawn(2000, 0, 600), drawn(5000, 1, 900), drawn(5700, 1, 1600)]
 
 
 def test_each_level_is_compared_with_the_counters_around_it(tmp_path: Path) -> None:
-    run_folder(tmp_path, RECORDS[0] + RECORDS[1], [*SAMPLES[0], MARKS[0], *SAMPLES[1], MARKS[1]])
-    log = [counters(-1, requests=7), counters(0, requests=29), counters(1, requests=50)]
-    (tmp_path / "server_metrics.jsonl").write_bytes(b"".join(map(encode_line, log)))
+    run_folder(tmp_path, RECORDS[0] + RECORDS[1], [*SAMPLES[0], MARKS[0], *SAMPLES[1], MARKS[1]], server=SERVER)
     levels = summarize_run(tmp_path)[1].levels
     assert [level.totals["requests"] for level in levels] == [22, 22]
-    assert [level.server for level in levels] == [
-        {"requests": 22, "agrees": True},
-        {"requests": 21, "agrees": False},
+    servers = [level.server for level in levels]
+    assert [server and (server["requests"], server["agrees"]) for server in servers] == [(22, True), (21, False)]
+    # Of the level's own samples only, and of those in the window.
+    assert [server and server["scrapes"] for server in servers] == [3, 2]
+    assert [server and server.get("requests_running") for server in servers] == [{"mean": 2, "max": 2}, None]
+
+
+def test_cards_are_in_the_level_during_which_they_were_read(tmp_path: Path) -> None:
+    run_folder(tmp_path, RECORDS[0] + RECORDS[1], [*SAMPLES[0], MARKS[0], *SAMPLES[1], MARKS[1]], gpu=GPU)
+    first, second = (level.gpu for level in summarize_run(tmp_path)[1].levels)
+    # The window of level 0 is 1050 to 1650 ms: 100 + 200/8 J at its start, 300 + 300 * 250/600 J at its end.
+    assert first is not None
+    assert first["devices"][0]["energy_j"] == pytest.approx(425 - 125)
+    # 20 requests of 3 tokens, and the warm-up's at its very start; the failure's token came after it.
+    assert first["energy_per_output_token_j"] == pytest.approx(300 / 61)
+    # No sample of level 1 lies in its window.
+    assert second is None
+
+
+def test_a_level_without_logs_of_engine_and_cards_says_nothing_of_them(tmp_path: Path) -> None:
+    run_folder(tmp_path, RECORDS[0], [*SAMPLES[0], MARKS[0]], levels=1)
+    (level,) = summarize_run(tmp_path)[1].levels
+    assert (level.server, level.gpu) == (None, None)
+
+
+def test_report_made_again_is_the_live_one(tmp_path: Path) -> None:
+    run_folder(tmp_path, RECORDS[0] + RECORDS[1], [*SAMPLES[0], MARKS[0], *SAMPLES[1], MARKS[1]], 2, SERVER, GPU)
+    live = [
+        summarize(
+            LOADS[level],
+            gather(RECORDS[level], MARKS[level]),
+            SAMPLES[level],
+            None,
+            [line for line in SERVER if line.level == level],
+            [line for line in GPU if line.level == level],
+        )
+        for level in (0, 1)
     ]
+    assert summarize_run(tmp_path)[1] == Summary(simulated=True, levels=live)
+    assert live[0].server is not None and live[0].gpu is not None
+
+
+# --- several runs of one sweep
+
+
+def runs_file(folder: Path, *names: str, together: bool = False) -> Path:
+    write_json(folder / RUNS_FILE, RunIndex(command=["loadgen", "sweep"], runs=list(names), together=together))
+    return folder
+
+
+def measured(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).mkdir()
+        run_folder(folder / name, [])
+
+
+def test_a_sweep_of_one_engine_is_its_own_folder(tmp_path: Path) -> None:
+    run_folder(tmp_path, [])
+    assert run_folders(tmp_path) == [tmp_path]
+    assert not is_together(tmp_path)
+
+
+def test_a_sweep_of_several_has_their_folders_in_its_order(tmp_path: Path) -> None:
+    measured(tmp_path, "b", "a", "stranger")
+    runs_file(tmp_path, "b", "a")
+    assert run_folders(tmp_path) == [tmp_path / "b", tmp_path / "a"]
+
+
+def test_runs_that_were_never_measured_are_left_out(tmp_path: Path) -> None:
+    measured(tmp_path, "b")
+    (tmp_path / "a").mkdir()  # launched, and dead before its first level
+    runs_file(tmp_path, "a", "b", "c")
+    assert run_folders(tmp_path) == [tmp_path / "b"]
+
+
+def test_a_sweep_of_which_nothing_was_measured_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"none of its runs was measured \(a, b\)$"):
+        run_folders(runs_file(tmp_path, "a", "b"))
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_whether_the_runs_shared_the_machine_is_kept(together: bool, tmp_path: Path) -> None:
+    assert is_together(runs_file(tmp_path, "a", "b", together=together)) is together
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b'{"command": ["loadgen"], "ru', b'{"runs": ["a"]}', b"[]", b'{"command": ["\xff"]}']
+)
+def test_a_broken_runs_file_is_refused_with_its_path(raw: bytes, tmp_path: Path) -> None:
+    path = tmp_path / RUNS_FILE
+    path.write_bytes(raw)
+    for look in (run_folders, is_together):
+        with pytest.raises(RunFolderError) as caught:
+            look(tmp_path)
+        assert str(caught.value).startswith(f"{path}: ")
 
 
 # --- reading on while the run goes on

@@ -6,7 +6,7 @@ A built engine's folder in the cache:
 
     <key>/build.json        what it was made of, and which steps are done
     <key>/checkpoint/       from convert_checkpoint.py
-    <key>/engine/           from trtllm-build: what is served; loadgen-build.json in it names the GPU
+    <key>/<model>-engine/   from trtllm-build: what is served; loadgen-build.json in it names the GPU
     <key>/convert.log, build.log
 
 A step that failed leaves nothing behind but its log, and the next call goes on from it.
@@ -175,26 +175,27 @@ def build_engine(spec: BuildSpec, cache: Path | None, say: Say) -> Built | None:
     folder = (cache or cache_folder() / "trtllm") / cache_key(inputs)
     folder.mkdir(parents=True, exist_ok=True)
     record = _read_record(folder, inputs)
-    if {"convert", "build"} <= record.done.keys() and (folder / "engine" / "config.json").exists():
-        say(f"found: {folder / 'engine'}")
-        return Built(engine=folder / "engine", model=model.path, reused=True)
+    output = folder / f"{model.name}-engine"  # the name by which trtllm-serve will list it
+    if {"convert", "build"} <= record.done.keys() and (output / "config.json").exists():
+        say(f"found: {output}")
+        return Built(engine=output, model=model.path, reused=True)
     steps: list[tuple[str, Path, list[str]]] = [
         ("convert", folder / "checkpoint", convert_words(spec, install, converter, model, folder / "checkpoint")),
-        ("build", folder / "engine", build_words(spec, builder, folder / "checkpoint", folder / "engine", known)),
+        ("build", output, build_words(spec, builder, folder / "checkpoint", output, known)),
     ]
-    for name, output, words in steps:
-        if name in record.done and output.exists():
+    for name, result, words in steps:
+        if name in record.done and result.exists():
             say(f"{name}: done before")
             continue
-        shutil.rmtree(output, ignore_errors=True)
+        shutil.rmtree(result, ignore_errors=True)
         started = time.monotonic()
-        _run_step(name, words, folder, output, say)
+        _run_step(name, words, folder, result, say)
         record.done[name] = round(time.monotonic() - started, 1)
         if name == "build":
-            write_json(output / "loadgen-build.json", {"gpu": inputs["gpu"], "inputs": inputs})
+            write_json(result / "loadgen-build.json", {"gpu": inputs["gpu"], "inputs": inputs})
         write_json(folder / "build.json", record)
         say(f"{name}: done in {record.done[name]:g} s")
-    return Built(engine=folder / "engine", model=model.path, reused=False)
+    return Built(engine=output, model=model.path, reused=False)
 
 
 def _read_record(folder: Path, inputs: dict[str, Any]) -> _Record:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from html import escape
+from typing import Any
 
 from loadgen import __version__
 from loadgen.records import Manifest
-from loadgen.report.terminal import SIMULATED, latency_ms, withheld
+from loadgen.report.terminal import SIMULATED, gpu_words, in_words, latency_ms, level_name, server_words, withheld
 from loadgen.summary import LevelSummary, Summary
 from loadgen.units import format_count, format_ms
 
@@ -96,7 +97,7 @@ def _table(levels: list[LevelSummary]) -> str:
         valid = level.verdict.status == "VALID"
         rows.append(
             ("<tr>" if valid else '<tr class="bad">')
-            + f'<th scope="row">{format_count(level.load["concurrency"])}</th>'
+            + f'<th scope="row">{level_name(level.load)}</th>'
             + f'<td class="word{" good" if valid else ""}">{escape(level.verdict.status)}</td>'
             + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
             + "</tr>"
@@ -198,7 +199,7 @@ def _chart(title: str, series: list[Series], simulated: bool) -> str:
 def _verdicts(levels: list[LevelSummary]) -> str:
     items = []
     for level in levels:
-        load = f"{level.load['concurrency']} in flight"
+        load = in_words(level.load)
         client = level.client
         if level.verdict.status == "VALID":
             late = client["lateness_s"].mean
@@ -210,7 +211,22 @@ def _verdicts(levels: list[LevelSummary]) -> str:
                 f"<li>{escape(load)}: <strong>{escape(reason.status)}</strong>: {escape(reason.text)}. "
                 f"What to do: {escape(reason.advice)}.</li>"
             )
+        for seen in (server_words(level.server or {}), gpu_words(level)):
+            if seen:
+                items.append(f"<li>{escape(load)}: {escape(seen)}.</li>")
     return f"<ul>{''.join(items)}</ul>"
+
+
+def _launch_facts(engine: dict[str, Any]) -> dict[str, str]:
+    """How an engine that loadgen launched was started; nothing for one that ran already."""
+    facts = {}
+    if engine.get("shell"):
+        facts["Started as"] = engine["shell"]
+    if engine.get("startup_s"):
+        facts["Start-up"] = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in engine["startup_s"].items())
+    if engine.get("dummy_weights"):
+        facts["Weights"] = "made up by the engine (dummy): timing is the model's, text is noise"
+    return facts
 
 
 def _facts(manifest: Manifest) -> str:
@@ -220,6 +236,7 @@ def _facts(manifest: Manifest) -> str:
         "Command": " ".join(manifest.command),
         "Engine": f"{manifest.engine['kind']} {manifest.engine['version'] or ''} at {manifest.engine['url']}",
         "Model": manifest.engine["model"],
+        **_launch_facts(manifest.engine),
         "Dataset": ", ".join(f"{key} {value}" for key, value in manifest.dataset.items()),
         "Seed": str(manifest.seed),
         "Host": f"{host['name']}: {host['processor']}, {host['cores']} cores, Linux {host['kernel']}",

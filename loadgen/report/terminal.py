@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-from loadgen.engines.trtllm_bench import OfflineReport
+from loadgen.offline import OfflineReport
 from loadgen.records import Manifest
 from loadgen.server_metrics import RECONCILED
 from loadgen.stats import QUANTILES, Distribution, quantile_floor
@@ -77,7 +77,7 @@ def in_words(load: dict[str, Any]) -> str:
     return words if "round" not in load else f"{words}, round {load['round'] + 1}"
 
 
-def _name(load: dict[str, Any]) -> str:
+def level_name(load: dict[str, Any]) -> str:
     """A level's load in a narrow column: ``8``, or ``2/8`` in the second round."""
     return str(load["concurrency"]) if "round" not in load else f"{load['round'] + 1}/{load['concurrency']}"
 
@@ -94,7 +94,7 @@ def _table(levels: list[LevelSummary]) -> str:
         tpot = [latency_ms(level, "tpot_s", q) for q in ("p50", "p99")]
         tokens, requests = level.output_throughput_tps, level.request_throughput_rps
         rows.append(
-            f"{_name(level.load):>6} {level.requests.completed:>5} {level.requests.failed:>5}"
+            f"{level_name(level.load):>6} {level.requests.completed:>5} {level.requests.failed:>5}"
             + "".join(f"{cell:>8}" for cell in ttft + tpot)
             + f"{'n/a' if tokens is None else format_count(tokens):>11}"
             f"{'n/a' if requests is None else format_count(requests):>9}"
@@ -168,11 +168,11 @@ def _remarks(level: LevelSummary) -> list[str]:
         counts = ", ".join(f"{key} {server[key]:,}" for key in counted)
         own = ", ".join(f"{level.totals[key]:,}" for key in counted)
         remarks.append(f"the server counted {counts}, loadgen {own}: something else uses it, or requests were lost")
-    remarks += [text for text in (_server_words(server), _gpu_words(level)) if text]
+    remarks += [text for text in (server_words(server), gpu_words(level)) if text]
     return [textwrap.fill(remark, WIDTH, initial_indent="  ", subsequent_indent="  ") for remark in remarks]
 
 
-def _server_words(server: dict[str, Any]) -> str | None:
+def server_words(server: dict[str, Any]) -> str | None:
     """The level as the engine saw it, in a sentence."""
     words = []
     for name, text in (("requests_running", "{:.1f} running"), ("requests_waiting", "{:.1f} waiting")):
@@ -184,15 +184,16 @@ def _server_words(server: dict[str, Any]) -> str | None:
         words.append(f"{server['preemptions']:,} preemptions")
     if server.get("prefix_cache_hit_rate"):
         words.append(f"{server['prefix_cache_hit_rate']:.1%} prefix-cache hits")
-    for name, text in (("ttft", "TTFT"), ("queue", "queue"), ("prefill", "prefill"), ("decode", "decode")):
-        if f"{name}_s" in server:
-            words.append(f"mean {text} {format_ms(server[f'{name}_s'])} ms")
+    names = (("ttft", "TTFT"), ("queue", "queue"), ("prefill", "prefill"), ("decode", "decode"))
+    times = [f"{text} {format_ms(server[f'{name}_s'])}" for name, text in names if f"{name}_s" in server]
+    if times:
+        words.append(f"mean {', '.join(times)} ms")
     if "iteration_s" in server:
         words.append(f"{format_ms(server['iteration_s'])} ms an iteration")
     return f"the engine says: {', '.join(words)}" if words else None
 
 
-def _gpu_words(level: LevelSummary) -> str | None:
+def gpu_words(level: LevelSummary) -> str | None:
     """What the GPUs did, in a sentence."""
     if level.gpu is None:
         return None
@@ -227,11 +228,11 @@ def side_by_side(runs: list[tuple[str, Summary]], together: bool) -> str:
         "-" * 78,
     )
     rows = []
-    loads = list(dict.fromkeys(_name(level.load) for _, summary in runs for level in summary.levels))
+    loads = list(dict.fromkeys(level_name(level.load) for _, summary in runs for level in summary.levels))
     for load in loads:
         total: float | None = 0.0
         for name, summary in runs:
-            level = next((lv for lv in summary.levels if _name(lv.load) == load), None)
+            level = next((lv for lv in summary.levels if level_name(lv.load) == load), None)
             if level is None:
                 rows.append(f"{load:>6}  {name[:12]:<12}   not measured")
                 total = None

@@ -9,65 +9,102 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from loadgen.engines.shapes import write_model
-
 pytestmark = pytest.mark.engines
 
 ROOT = Path(__file__).resolve().parents[2]
-START_S = 600
+START_S = 900
+ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def python() -> str:
+    """Python of the environment that vLLM is installed in."""
+    return str(Path(os.environ["LOADGEN_VLLM_PYTHON"]).absolute())
+
+
+def engine_words() -> list[str]:
+    return ["--engine-python", python(), "--model", "shape:tiny", "--max-seq-len", "2048", "--max-batch-size", "64"]
+
+
+def processes_with(word: str) -> list[int]:
+    """Processes that have a word in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if word.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def children_of(pid: int) -> list[int]:
+    """Every process that descends from one."""
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found[1:]
+
+
+def wait_until_gone(pids: list[int], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while left := [pid for pid in pids if alive(pid)]:
+        assert time.monotonic() < deadline, f"still there: {left}"
+        time.sleep(0.2)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.fixture(scope="module")
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a vLLM that serves the tiny model with dummy weights."""
-    python = os.environ["LOADGEN_VLLM_PYTHON"]
+    """The URL of a vLLM that `loadgen engines serve` runs; nothing of it may be left afterwards."""
     folder = tmp_path_factory.mktemp("vllm")
-    model = write_model(folder / "tiny")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    argv = [str(Path(python).absolute()), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
-    argv += ["--served-model-name", "tiny", "--load-format", "dummy", "--host", "127.0.0.1", "--port", str(port)]
-    argv += ["--max-model-len", "2048", "--max-num-seqs", "64", "--disable-uvicorn-access-log"]
-    env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    env.pop("PYTHONPATH", None)
-    log_path = folder / "vllm.log"
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(argv, stdout=log, stderr=log, env=env, cwd=folder, start_new_session=True)
+    argv = [sys.executable, "-m", "loadgen", "engines", "serve", "vllm", "--port", str(port), *engine_words()]
+    output = folder / "output.txt"
+    with output.open("wb") as file:
+        process = subprocess.Popen(argv, stdout=file, stderr=file, cwd=folder, env=ENV)
     try:
-        url = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + START_S
-        while True:
-            assert process.poll() is None, "vLLM died:\n" + log_path.read_text()[-3000:]
-            assert time.monotonic() < deadline, "vLLM did not get ready:\n" + log_path.read_text()[-3000:]
-            try:
-                with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
-                    if answer.status == 200:
-                        break
-            except (urllib.error.URLError, OSError):
-                time.sleep(1)
-        yield url
+        while "serves tiny at" not in output.read_text():
+            assert process.poll() is None, output.read_text()
+            assert time.monotonic() < deadline, output.read_text()
+            time.sleep(0.5)
+        family = children_of(process.pid)
+        assert len(family) >= 3, "the guard, vLLM's server and its engine"
+        yield f"http://127.0.0.1:{port}"
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
         try:
-            process.wait(30)
+            code = process.wait(90)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
             process.wait()
+            raise
+    assert code == 0, output.read_text()
+    wait_until_gone(family)
 
 
 def sweep(url: str, out: Path, *words: str) -> tuple[int, dict[str, Any], str]:
     argv = [sys.executable, "-m", "loadgen", "sweep", "--url", url, "--output", str(out), "--json", *words]
-    done = subprocess.run(
-        argv, capture_output=True, text=True, timeout=600, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=600, env=ENV)
     assert "Traceback" not in done.stderr, done.stderr
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout), done.stderr
@@ -84,12 +121,11 @@ def check_accounts(summary: dict[str, Any], out: Path, levels: list[int]) -> Non
     for index, level in enumerate(summary["levels"]):
         own = [r for r in records if r["level"] == index]
         assert [r["error"] for r in own] == [None] * len(own)
-        assert level["server"] == {
-            "requests": len(own),
-            "prompt_tokens": sum(r["input_tokens"] for r in own),
-            "generation_tokens": sum(r["output_tokens"] for r in own),
-            "agrees": True,
-        }
+        server = level["server"]
+        assert server["agrees"] is True
+        assert server["requests"] == len(own)
+        assert server["prompt_tokens"] == sum(r["input_tokens"] for r in own)
+        assert server["generation_tokens"] == sum(r["output_tokens"] for r in own)
         assert all(r["output_tokens"] == r["requested_tokens"] == sum(r["event_tokens"]) for r in own)
         assert {r["token_source"] for r in own} == {"usage_continuous"}
         assert level["tokens"]["mismatched"] == 0
@@ -148,6 +184,74 @@ def test_a_request_that_the_server_refuses_is_kept_with_its_words(vllm: str, tmp
 
 def test_a_wrong_model_is_told_before_anything_is_sent(vllm: str, tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "loadgen", "sweep", "--url", vllm, "--concurrency", "1", "--model", "other"]
-    done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = subprocess.run(argv, capture_output=True, text=True, env=ENV)
     assert done.returncode == 2
     assert "it serves: tiny" in done.stderr
+
+
+def test_a_port_that_answers_is_refused_before_anything_is_started(vllm: str, tmp_path: Path) -> None:
+    words = ["sweep", "--engine", "vllm", *engine_words(), "--port", vllm.rpartition(":")[2], "--concurrency", "1"]
+    argv = [sys.executable, "-m", "loadgen", *words, "--output", str(tmp_path / "run")]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, env=ENV)
+    assert done.returncode == 2
+    assert "something answers at" in done.stderr
+    assert not (tmp_path / "run" / "engine.log").exists()
+
+
+def test_an_unknown_argument_is_refused_before_anything_is_started(vllm: str, tmp_path: Path) -> None:
+    words = ["sweep", "--engine", "vllm", *engine_words(), "--engine-arg=--max-num-seq=3", "--concurrency", "1"]
+    argv = [sys.executable, "-m", "loadgen", *words, "--output", str(tmp_path / "run")]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=180, env=ENV)
+    assert done.returncode == 2
+    assert "has no such option; did you mean --max-num-seqs?" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+# What follows launches an engine of its own; the one above must be gone first, so it stands last.
+
+
+def test_a_sweep_launches_watches_and_stops_it_and_a_killed_one_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = ["sweep", "--engine", "vllm", *engine_words(), "--concurrency", "1,8", "--duration", "8s"]
+    words += ["--input-tokens", "64", "--output-tokens", "32", "--prefix-caching", "on", "--output", str(out), "--json"]
+    argv = [sys.executable, "-m", "loadgen", *words]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=START_S + 120, env=ENV)
+    assert "Traceback" not in done.stderr, done.stderr
+    summary = json.loads(done.stdout)
+    check_accounts(summary, out, [1, 8])
+    for level in summary["levels"]:
+        server = level["server"]
+        assert server["requests_running"]["max"] <= level["load"]["concurrency"]
+        assert 0 < server["ttft_s"] < level["ttft_s"]["max"]
+        assert server["decode_s"] > 0
+        assert server["scrapes"] >= 3
+        assert server["prefix_cache_hit_rate"] == 0, "prompts of random ids share no block"
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["engine"]["startup_s"]["total"] > 0
+    assert manifest["engine"]["kv_cache_tokens"] > 0
+    assert "could not be emptied" not in done.stdout + done.stderr
+    assert not processes_with(str(out)), "nothing that knows the run folder is left"
+    port = manifest["engine"]["url"].rpartition(":")[2]
+    assert not processes_with(f"--port\0{port}")
+
+    again = tmp_path / "killed"
+    argv[argv.index(str(out))] = str(again)
+    argv[argv.index("8s")] = "600s"
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENV)
+    try:
+        deadline = time.monotonic() + START_S
+        records = again / "records.jsonl"
+        while not records.exists() or records.read_bytes().count(b"\n") < 20:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        family = children_of(process.pid)
+        assert len(family) >= 4, "a worker, the guard, vLLM's server and its engine"
+    finally:
+        process.kill()
+        process.wait()
+    wait_until_gone(family)
+    report = subprocess.run(
+        [sys.executable, "-m", "loadgen", "report", str(again), "--json"], capture_output=True, text=True, env=ENV
+    )
+    assert json.loads(report.stdout)["levels"][0]["requests"]["completed"] > 0

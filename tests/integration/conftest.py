@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from loadgen.engines.launch import Launched, launch_sim
+from loadgen.engines.launch import RunningSim, launch_sim
 from loadgen.engines.sim import SimConfig
 
+FAKES = Path(__file__).resolve().parents[1] / "fakes"
+TRTLLM_VERSIONS = ("0.21.0", "1.0.0", "1.2.1", "1.3.0rc5")
 TTFT_S = 0.020
 TPOT_S = 0.002
 
@@ -23,10 +28,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def sim() -> Iterator[Launched]:
+def sim() -> Iterator[RunningSim]:
     """The embedded engine with a fixed timing of 20 ms and 2 ms."""
     with launch_sim(SimConfig(mode="fixed", ttft_s=TTFT_S, tpot_s=TPOT_S)) as launched:
         yield launched
+
+
+@pytest.fixture(scope="session")
+def trtllm_installs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The Python of a fake environment of each version."""
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import trtllm; "
+    code += "print(trtllm.install(Path(sys.argv[2]), sys.argv[3]))"
+    found = {}
+    for version in TRTLLM_VERSIONS:
+        folder = tmp_path_factory.mktemp(f"trtllm-{version}")
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(FAKES), str(folder), version], capture_output=True, text=True, check=True
+        )
+        found[version] = Path(done.stdout.strip())
+    return found
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from conftest import TTFT_S, read_request, scripted
 
-from loadgen.engines.launch import Launched, launch_sim
+from loadgen.engines.launch import RunningSim, launch_sim
 from loadgen.engines.sim import SimConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,7 +57,7 @@ def wait_for(condition: Any, seconds: float = 20) -> None:
         time.sleep(0.02)
 
 
-def test_a_sweep_leaves_a_whole_run_folder(sim: Launched, tmp_path: Path) -> None:
+def test_a_sweep_leaves_a_whole_run_folder(sim: RunningSim, tmp_path: Path) -> None:
     out = tmp_path / "run"
     done = run(
         *("sweep", "--url", sim.url, "--concurrency", "2,5", "--requests", "40", "--workers", "2"),
@@ -94,7 +94,7 @@ def test_a_sweep_leaves_a_whole_run_folder(sim: Launched, tmp_path: Path) -> Non
     assert json.loads(again.stdout) == summary
 
 
-def test_a_level_by_duration_measures_that_long(sim: Launched, tmp_path: Path) -> None:
+def test_a_level_by_duration_measures_that_long(sim: RunningSim, tmp_path: Path) -> None:
     out = tmp_path / "run"
     done = run(
         *("sweep", "--url", sim.url, "--concurrency", "3", "--duration", "1500ms", "--output-tokens", "5"),
@@ -117,7 +117,7 @@ def test_without_url_or_engine_the_embedded_one_is_measured_and_says_so(tmp_path
     assert f"Report: {tmp_path / 'r' / 'report.html'}" in done.stdout
 
 
-def test_chat_prompts_of_a_dataset_are_sent_to_the_chat_api(sim: Launched, tmp_path: Path) -> None:
+def test_chat_prompts_of_a_dataset_are_sent_to_the_chat_api(sim: RunningSim, tmp_path: Path) -> None:
     data = tmp_path / "d.jsonl"
     lines = [{"messages": [{"role": "user", "content": f"Héllo {i}"}], "output_tokens": 3 + i} for i in range(4)]
     data.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines))
@@ -177,7 +177,7 @@ def test_a_bad_line_is_named_with_its_place(tmp_path: Path) -> None:
     assert f"{data}:2: Expected `str | null`, got `int` - at `$.prompt`" in done.stderr
 
 
-def test_a_wrong_model_is_refused_with_those_that_are_served(sim: Launched, tmp_path: Path) -> None:
+def test_a_wrong_model_is_refused_with_those_that_are_served(sim: RunningSim, tmp_path: Path) -> None:
     done = run("sweep", "--concurrency", "1", "--url", sim.url, "--model", "gpt-9", "--output", str(tmp_path / "r"))
     assert done.returncode == 2
     assert "does not serve 'gpt-9'; it serves: sim-fixed" in done.stderr
@@ -194,7 +194,7 @@ def test_a_server_of_another_kind_is_refused(tmp_path: Path) -> None:
     assert "no OpenAI-compatible server" in done.stderr
 
 
-def test_a_folder_that_holds_something_is_left_alone(sim: Launched, tmp_path: Path) -> None:
+def test_a_folder_that_holds_something_is_left_alone(sim: RunningSim, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     done = run("sweep", "--concurrency", "1", "--url", sim.url, "--output", str(tmp_path))
     assert done.returncode == 2
@@ -203,7 +203,7 @@ def test_a_folder_that_holds_something_is_left_alone(sim: Launched, tmp_path: Pa
     assert list(tmp_path.iterdir()) == [tmp_path / "mine.txt"]
 
 
-def test_failures_are_recorded_and_fail_the_verdict(sim: Launched, tmp_path: Path) -> None:
+def test_failures_are_recorded_and_fail_the_verdict(sim: RunningSim, tmp_path: Path) -> None:
     out = tmp_path / "run"
     fault = json.dumps({"sim": {"error_after": 2}})
     done = run(
@@ -216,7 +216,7 @@ def test_failures_are_recorded_and_fail_the_verdict(sim: Launched, tmp_path: Pat
     assert {r["error"]["kind"] for r in records_of(out)} == {"stream_error"}
 
 
-def test_a_server_that_refuses_everything_ends_the_level_soon(sim: Launched, tmp_path: Path) -> None:
+def test_a_server_that_refuses_everything_ends_the_level_soon(sim: RunningSim, tmp_path: Path) -> None:
     out = tmp_path / "run"
     fault = json.dumps({"sim": {"status": 500}})
     done = run(
@@ -229,7 +229,7 @@ def test_a_server_that_refuses_everything_ends_the_level_soon(sim: Launched, tmp
     assert 10 <= len(records_of(out)) < 40
 
 
-def test_a_wrong_output_length_is_told(sim: Launched, tmp_path: Path) -> None:
+def test_a_wrong_output_length_is_told(sim: RunningSim, tmp_path: Path) -> None:
     fault = json.dumps({"sim": {"output_tokens": 3}})
     done = run(
         *("sweep", "--url", sim.url, "--concurrency", "2", "--requests", "12", "--extra-body", fault),
@@ -276,7 +276,7 @@ def start_long_run(url: str, out: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_ctrl_c_once_ends_cleanly_with_everything_so_far(sim: Launched, tmp_path: Path) -> None:
+def test_ctrl_c_once_ends_cleanly_with_everything_so_far(sim: RunningSim, tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = start_long_run(sim.url, out)
     workers = children_of(process.pid)
@@ -315,7 +315,7 @@ def test_ctrl_c_twice_ends_now(tmp_path: Path) -> None:
     wait_for(lambda: all(gone(pid) for pid in workers), 5)
 
 
-def test_kill_9_loses_only_what_was_in_flight(sim: Launched, tmp_path: Path) -> None:
+def test_kill_9_loses_only_what_was_in_flight(sim: RunningSim, tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = start_long_run(sim.url, out)
     wait_for(lambda: len(records_of_so_far(out)) > 100)
@@ -334,7 +334,7 @@ def test_kill_9_loses_only_what_was_in_flight(sim: Launched, tmp_path: Path) -> 
     assert "1 of 2 levels were not run" in done.stdout
 
 
-def test_a_disk_that_takes_no_more_loses_no_figure(sim: Launched, tmp_path: Path) -> None:
+def test_a_disk_that_takes_no_more_loses_no_figure(sim: RunningSim, tmp_path: Path) -> None:
     out = tmp_path / "run"
 
     def limit() -> None:
@@ -355,7 +355,7 @@ def test_a_disk_that_takes_no_more_loses_no_figure(sim: Launched, tmp_path: Path
     assert shown > sum(r["phase"] == "measure" for r in on_disk) > 0, "figures hold what the disk did not take"
 
 
-def test_a_dead_worker_ends_the_level_and_keeps_the_rest(sim: Launched, tmp_path: Path) -> None:
+def test_a_dead_worker_ends_the_level_and_keeps_the_rest(sim: RunningSim, tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = start_long_run(sim.url, out)
     os.kill(min(children_of(process.pid)), signal.SIGKILL)

@@ -20,7 +20,8 @@ from loadgen.gpus import find_gpus
 from loadgen.prompts import SourceSpec, TokenRange
 from loadgen.records import read_records
 from loadgen.runner import Interrupts
-from loadgen.sweep import SweepSpec, run_sweep
+from loadgen.sweep import run_sweep
+from loadgen.sweep_spec import SweepSpec
 
 Say = Callable[[str], None]
 INPUT_TOKENS = 32

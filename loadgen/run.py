@@ -1,0 +1,278 @@
+"""One engine, or one server that runs already, measured level by level into one run folder."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from loadgen import __version__, control, environment
+from loadgen.calibrate import kept_calibration
+from loadgen.endpoint import DIALECTS, Endpoint
+from loadgen.engines.launch import Launched
+from loadgen.errors import EndpointError, RunFolderError
+from loadgen.gpus import Nvml
+from loadgen.records import ClientSample, Manifest, write_json
+from loadgen.runner import Interrupts, LevelSpec, Runner
+from loadgen.server_metrics import reconcile
+from loadgen.summary import RunTail, Summary, gather, summarize
+from loadgen.sweep_spec import Listener, SweepSpec, Workload
+from loadgen.watch import Watcher
+
+COUNTERS_WAIT_S = 2.0
+
+
+def prepare_output(path: Path) -> None:
+    """Makes the run folder.
+
+    Raises:
+        RunFolderError: it exists and is not empty, or cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise RunFolderError(f"{path}: exists and is not empty; name another folder with --output")
+    except (NotADirectoryError, FileExistsError):
+        raise RunFolderError(f"{path}: is a file, or lies below one; name another folder with --output") from None
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be made: {error.strerror}; name another folder with --output") from None
+
+
+def find_model(server: control.Server, url: str, wanted: str | None) -> str:
+    """The model to ask for.
+
+    Raises:
+        EndpointError: the server does not list the one that is wanted, or lists several.
+    """
+    if wanted is None:
+        if len(server.models) > 1:
+            raise EndpointError(f"{url} serves several models; name one with --model: {', '.join(server.models)}")
+        return server.models[0]
+    # TensorRT-LLM lists its model by folder name and takes any; others answer 404 to a wrong one.
+    if wanted not in server.models and server.kind != "trtllm":
+        raise EndpointError(f"{url} does not serve {wanted!r}; it serves: {', '.join(server.models)}")
+    return wanted
+
+
+class Run:
+    """One engine's run folder while a sweep fills it.
+
+    Args:
+        spec: the sweep.
+        workload: its prompts.
+        folder: the run folder; exists.
+        listener: is told.
+        interrupts: asked all the time.
+        session: NVML, where there is a GPU.
+        workers: processes that send.
+    """
+
+    def __init__(
+        self,
+        spec: SweepSpec,
+        workload: Workload,
+        folder: Path,
+        listener: Listener,
+        interrupts: Interrupts,
+        session: Nvml | None,
+        workers: int,
+    ) -> None:
+        self.folder = folder
+        self.summary = Summary(simulated=False, levels=[])
+        self._spec = spec
+        self._workload = workload
+        self._listener = listener
+        self._interrupts = interrupts
+        self._nvml = session
+        self._workers = workers
+        self._tail = RunTail(folder)
+        self._manifest: Manifest | None = None
+        self._launched: Launched | None = None
+        self._runner: Runner | None = None
+        self._watcher: Watcher | None = None
+        self._page: control.MetricsPage | None = None
+        self._engine_died = False
+        self._disk_error: str | None = None
+
+    @property
+    def going(self) -> bool:
+        """Whether a further level can be run."""
+        usable = self._runner is None or (self._runner.usable and not self._runner.disk_error)
+        return usable and not self._engine_died and not self._disk_error and not self._interrupts.count
+
+    async def attach(self, url: str, launched: Launched | None, cores: set[int] | None) -> None:
+        """Gets ready to measure a server that is up. The manifest is written the first time.
+
+        Raises:
+            EndpointError: what answers cannot be measured.
+            RunFolderError: the folder cannot be written.
+        """
+        spec = self._spec
+        if launched is None:
+            server = await control.identify(url, spec.headers, spec.verify_tls)
+            model = find_model(server, url, spec.model)
+        else:
+            server, model = launched.server, launched.command.model
+        endpoint = Endpoint(
+            url=url,
+            model=model,
+            dialect=spec.dialect or server.kind,
+            api=self._workload.api,
+            headers=spec.headers,
+            verify_tls=spec.verify_tls,
+            extra_body=spec.extra_body,
+        )
+        assert endpoint.dialect in DIALECTS
+        self._launched = launched
+        self.summary.simulated = server.kind == "sim"
+        if launched is None:  # only now, so that a server that cannot be measured leaves no folder
+            prepare_output(self.folder)
+        try:
+            (self.folder / "records.jsonl").touch()
+            if self._manifest is None:
+                self._manifest = self._make_manifest(server, endpoint)
+                write_json(self.folder / "manifest.json", self._manifest)
+                self._listener.started(self._manifest, self.folder)
+            self._runner = Runner(
+                endpoint=endpoint,
+                timeouts=spec.timeouts,
+                source=spec.source,
+                workers=self._workers,
+                run=self.folder,
+                interrupts=self._interrupts,
+                cores=cores,
+                on_sample=self._listener.sampled,
+            )
+        except OSError as error:
+            raise RunFolderError(f"{self.folder}: cannot be written: {error.strerror}; nothing was measured") from None
+        self._page = control.MetricsPage(url, spec.headers, spec.verify_tls, server.kind)
+        uuids = launched.command.gpu_uuids if launched is not None else []
+        # The GPUs of this host are a server's own only when loadgen started it here.
+        session = self._nvml if launched is not None and launched.command.gpu_uuids else None
+        self._watcher = Watcher(
+            self.folder, self._page, session, uuids, periodic=spec.watch, waits=server.kind == "trtllm"
+        )
+        await self._page.read()  # the first read of a server takes longer than the others
+        await asyncio.to_thread(self._runner.wait_ready)
+
+    def _make_manifest(self, server: control.Server, endpoint: Endpoint) -> Manifest:
+        spec, launched = self._spec, self._launched
+        command = launched.command if launched is not None else None
+        gpus = self._nvml.gpus() if self._nvml is not None else []
+        return Manifest(
+            command=spec.command,
+            started_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+            simulated=server.kind == "sim",
+            host=environment.host(),
+            gpus=[msgspec.to_builtins(gpu) for gpu in gpus],
+            driver=self._nvml.driver if self._nvml is not None else None,
+            engine={
+                "kind": server.kind,
+                "version": server.version,
+                "argv": command.argv if command else None,
+                "env": command.env if command else {},
+                "shell": command.shell() if command else None,
+                "url": endpoint.url,
+                "model": endpoint.model,
+                "dialect": endpoint.dialect,
+                "endpoint": endpoint.api,
+                "startup_s": launched.startup_s if launched else None,
+                "gpu_uuids": command.gpu_uuids if command else [],
+                **(command.facts if command else {}),
+            },
+            dataset=self._workload.dataset,
+            seed=spec.source.seed,
+            load={
+                "model": "closed",
+                "requests": spec.requests,
+                "duration_s": spec.duration_s,
+                "rounds": spec.rounds,
+                "warmup": spec.warmup,
+                "timeouts": msgspec.to_builtins(spec.timeouts),
+            },
+            levels=[level.load for level in spec.level_specs()],
+            client={
+                "loadgen_version": __version__,
+                "workers": self._workers,
+                "headers": sorted(spec.headers),
+                "calibration": kept_calibration(),
+            },
+        )
+
+    async def level(self, level: LevelSpec) -> None:
+        """Measures one level; its summary is in the folder when this returns."""
+        assert self._runner is not None and self._watcher is not None
+        runner, watcher = self._runner, self._watcher
+        if self._launched is not None and self._launched.command.resets_prefix_cache:
+            assert self._manifest is not None
+            if not await control.reset_prefix_cache(self._launched.url):
+                self._note("the prefix cache could not be emptied between levels; see cached_input in summary.json")
+        await watcher.start(level.index)
+        self._listener.level_started(level)
+        samples: list[ClientSample] = []
+        mark = await asyncio.to_thread(runner.run_level, level, level.index * self._workload.stride, samples.append)
+        await watcher.pause()
+        gathered = gather(self._tail.records(runner.take_unwritten()), mark)
+        await self._read_counters(gathered.totals)
+        result = summarize(level.load, gathered, samples, mark.interrupted, *watcher.taken())
+        self.summary.levels.append(result)
+        self._listener.level_ended(result)
+        self._disk_error = runner.disk_error or watcher.disk_error
+        if self._launched is not None and (death := self._launched.death()) is not None:
+            self._engine_died = True
+            self._note(f"{self._launched.command.kind} ended while it was measured, {death.splitlines()[0]}")
+        self.save()
+
+    async def _read_counters(self, totals: dict[str, int]) -> None:
+        """The counters after a level. An engine counts a request a little after it has answered it,
+        so a difference from our own totals is looked at again for a while."""
+        assert self._watcher is not None
+        deadline = time.monotonic() + COUNTERS_WAIT_S
+        while (sample := await self._watcher.read("end")) is not None:
+            compared = reconcile([*self._watcher.taken()[0], sample], totals)
+            if compared is None or compared["agrees"] or time.monotonic() > deadline:
+                return
+            await asyncio.sleep(0.2)
+
+    def _note(self, text: str) -> None:
+        """Keeps a remark for the reports, now and when they are made again."""
+        if text not in self.summary.notes:
+            self.summary.notes.append(text)
+            if self._runner is not None:
+                self._runner.note(text)
+
+    @property
+    def failure(self) -> str | None:
+        """Why the engine failed in the middle of the sweep, if it did."""
+        return next((n for n in self.summary.notes if "ended while it was measured" in n), None)
+
+    def save(self) -> None:
+        """Writes summary.json as far as there is one."""
+        try:
+            write_json(self.folder / "summary.json", self.summary)
+        except OSError as error:
+            self._disk_error = self._disk_error or error.strerror
+
+    async def detach(self) -> None:
+        """Ends the workers and the watching; the folder stays."""
+        if self._watcher is not None:
+            await self._watcher.close()
+            self._watcher = None
+        if self._runner is not None:
+            await asyncio.to_thread(self._runner.close)
+            self._runner = None
+
+    def finish(self) -> None:
+        """Says what was not run."""
+        left = len(self._spec.level_specs()) - len(self.summary.levels)
+        if left:
+            self.summary.notes.append(f"{left} of {left + len(self.summary.levels)} levels were not run")
+        if self._disk_error:
+            self.summary.notes.append(
+                f"{self.folder}: {self._disk_error}: what could not be written is in the figures but not in the folder"
+            )
+        if self._manifest is not None and (left or self._disk_error):
+            self.save()

@@ -1,0 +1,201 @@
+"""What a sweep is to do, and everything about it that can be checked before anything is started."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from loadgen.datasets import shipped
+from loadgen.endpoint import Api, check_prompt
+from loadgen.engines.spec import EngineCommand, EngineSpec
+from loadgen.errors import UsageError
+from loadgen.prompts import FIRST_TOKEN_ID, DatasetSource, SourceSpec
+from loadgen.records import ClientSample, Manifest
+from loadgen.runner import LevelSpec
+from loadgen.summary import LevelSummary
+from loadgen.wire import Timeouts
+
+SPARE_FILES = 100
+# Synthetic prompts of one level; the next level's begin behind them.
+PROMPTS_PER_LEVEL = 10_000_000
+
+
+class SweepSpec(msgspec.Struct, kw_only=True):
+    """Everything that a sweep needs to know.
+
+    Attributes:
+        command: the command line, for the manifest.
+        levels: concurrency of each level, in order.
+        requests, duration_s: how much is measured at each level; exactly one is set.
+        rounds: how often all levels are gone through.
+        engines: launched one after another; else ``url`` is attached to.
+        interleave: one round of each engine in turn, the order turned round each time.
+        together: all engines at once, each on a device of its own.
+        offline_ceiling: run trtllm-bench on the prompts of the highest level too.
+        model: served name at ``url``; None takes the only one that the server lists.
+        dialect: a key of DIALECTS; None goes by what the server says it is.
+        api: None takes chat for prompts that are messages, else completions.
+        headers: sent with every request; none of their values is kept.
+        workers: None chooses from load and cores.
+        watch: whether the engine's metrics and the GPUs are sampled while a level runs.
+        output: the run folder; must not hold anything yet.
+    """
+
+    command: list[str]
+    levels: list[int]
+    requests: int | None = None
+    duration_s: float | None = None
+    rounds: int = 1
+    warmup: bool = True
+    engines: list[EngineSpec] = []
+    interleave: bool = False
+    together: bool = False
+    offline_ceiling: bool = False
+    url: str | None = None
+    model: str | None = None
+    dialect: str | None = None
+    api: Api | None = None
+    headers: dict[str, str] = {}
+    verify_tls: bool = True
+    extra_body: dict[str, bytes] = {}
+    source: SourceSpec
+    timeouts: Timeouts = Timeouts()
+    workers: int | None = None
+    watch: bool = True
+    output: Path
+
+    def level_specs(self) -> list[LevelSpec]:
+        """The levels of all rounds, in the order in which they are run."""
+        return [
+            LevelSpec(
+                index=round_index * len(self.levels) + position,
+                concurrency=concurrency,
+                requests=self.requests,
+                duration_s=self.duration_s,
+                warmup=self.warmup,
+                round=round_index if self.rounds > 1 else None,
+            )
+            for round_index in range(self.rounds)
+            for position, concurrency in enumerate(self.levels)
+        ]
+
+
+class Listener(Protocol):
+    """Is told how a sweep gets on; the terminal shows it."""
+
+    def said(self, text: str) -> None: ...
+    def started(self, manifest: Manifest, run: Path) -> None: ...
+    def level_started(self, spec: LevelSpec) -> None: ...
+    def sampled(self, sample: ClientSample) -> None: ...
+    def level_ended(self, summary: LevelSummary) -> None: ...
+
+
+class Workload(msgspec.Struct, kw_only=True):
+    """The prompts as every run sends them.
+
+    Attributes:
+        api: the API that carries them.
+        dataset: the manifest's ``dataset``.
+        stride: level k begins at prompt k * stride, in every run alike, so that engines get the same
+            prompts at a level, and levels share none where there are enough.
+        longest: tokens of the longest synthetic prompt and answer; None for a dataset.
+    """
+
+    api: Api
+    dataset: dict[str, Any]
+    stride: int
+    longest: int | None = None
+
+
+def choose_workload(spec: SweepSpec) -> Workload:
+    """Looks through the prompts; a whole dataset is checked on the way.
+
+    Raises:
+        DatasetError: it cannot be used.
+        UsageError: a prompt does not fit the API.
+    """
+    source = spec.source.open()
+    if not isinstance(source, DatasetSource):
+        if spec.api == "chat":
+            raise UsageError("synthetic prompts are token ids, which --endpoint chat cannot carry; use a --dataset")
+        assert spec.source.input_tokens is not None and spec.source.output_tokens is not None
+        return Workload(
+            api="completions",
+            dataset={
+                "kind": "synthetic token ids",
+                "input_tokens": str(spec.source.input_tokens),
+                "output_tokens": str(spec.source.output_tokens),
+                "vocab_size": spec.source.vocab_size,
+            },
+            stride=PROMPTS_PER_LEVEL,
+            longest=spec.source.input_tokens.high + spec.source.output_tokens.high,
+        )
+    api: Api = spec.api or ("chat" if any(p.kind == "messages" for p in source.prompts) else "completions")
+    for prompt in source.prompts:
+        check_prompt(api, prompt)
+    assert spec.source.path is not None
+    path = Path(spec.source.path)
+    return Workload(
+        api=api,
+        dataset={
+            "kind": "file",
+            "path": f"datasets/{path.name}" if path in shipped().values() else str(path),
+            "sha256": _sha256(path),
+            "prompts": len(source.prompts),
+        },
+        stride=max(1, len(source.prompts) // (len(spec.levels) * spec.rounds)),
+    )
+
+
+def _sha256(path: Path) -> str:
+    import hashlib
+
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def check_open_files(concurrency: int, workers: int) -> None:
+    """Refuses a level that needs more connections than this system lets a process open.
+
+    Raises:
+        UsageError: says how many can be had.
+    """
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    usable = limit - SPARE_FILES
+    if -(-concurrency // workers) > usable:
+        raise UsageError(
+            f"--concurrency {concurrency}: {workers} worker process(es) can open {usable * workers:,} connections here "
+            f"(ulimit -Hn {limit}); use more --workers, or raise the limit"
+        )
+
+
+def check_lengths(spec: EngineSpec, command: EngineCommand, longest: int | None) -> None:
+    """Refuses synthetic prompts that are longer than the model, or the engine as it is told, can take.
+
+    Raises:
+        UsageError: says how long they may be.
+    """
+    limits = [n for n in (spec.max_seq_len, command.facts.get("max_position_embeddings")) if isinstance(n, int)]
+    if longest is not None and limits and longest > min(limits):
+        raise UsageError(
+            f"prompt and answer take up to {longest:,} tokens, and {spec.name} serves {spec.model} with at most "
+            f"{min(limits):,}; use a smaller --input-tokens or --output-tokens"
+        )
+
+
+def fit_vocabulary(source: SourceSpec, commands: list[EngineCommand]) -> SourceSpec:
+    """Synthetic prompts that every launched model has the words for."""
+    sizes = [size for command in commands if isinstance(size := command.facts.get("vocab_size"), int)]
+    if source.path is not None or not sizes or min(sizes) >= source.vocab_size:
+        return source
+    return msgspec.structs.replace(source, vocab_size=max(min(sizes), FIRST_TOKEN_ID + 1))
+
+
+def default_output(model: str, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Path:
+    """``reports/local/<UTC time>-<name>``."""
+    name = "".join(c if c.isalnum() or c in "-._" else "-" for c in model).strip("-.")[:40] or "run"
+    return Path("reports") / "local" / f"{now():%Y%m%d-%H%M%S}-{name}"
