@@ -3,6 +3,8 @@
 #
 #   benchmarks/gpu_vllm.sh OUT levels     1, 8, 64 and 256 in flight, 256 tokens in, 128 out, no prefix cache
 #   benchmarks/gpu_vllm.sh OUT prefix     prompts that share prefixes: prefix caching off, then on
+#   benchmarks/gpu_vllm.sh OUT twice      two vLLM in one sweep, one after the other, with the same prompts
+#   benchmarks/gpu_vllm.sh OUT killed     loadgen is killed in mid-sweep: the GPU must be empty soon after
 #   benchmarks/gpu_vllm.sh OUT doctor     what the machine is
 #
 # PYTHON names a Python that has loadgen's dependencies and vLLM. vLLM's options for a machine without
@@ -29,5 +31,22 @@ prefix)
             --prefix-caching $caching --concurrency 8,64 --duration "${DURATION:-20s}" \
             --dataset "$OUT/prefixed.jsonl" --output "$OUT/prefix-$caching"
     done
+    ;;
+twice)
+    loadgen sweep --engine vllm --engine vllm --engine-python "$PYTHON" --engine-arg "$ENGINE_ARGS" \
+        --model shape:qwen1.5-4b --prefix-caching off --concurrency 64 --duration "${DURATION:-15s}" \
+        --input-tokens 256 --output-tokens 128 --output "$OUT/twice"
+    ;;
+killed)
+    loadgen sweep --engine vllm --engine-python "$PYTHON" --engine-arg "$ENGINE_ARGS" --model shape:qwen1.5-4b \
+        --concurrency 64 --duration 600s --output "$OUT/killed" &
+    pid=$!
+    until [ "$(wc -l < "$OUT/killed/records.jsonl" 2>/dev/null || echo 0)" -gt 200 ]; do sleep 1; done
+    nvidia-smi --query-gpu=memory.used --format=csv,noheader
+    kill -9 $pid
+    sleep 10
+    nvidia-smi --query-gpu=memory.used --format=csv,noheader
+    pgrep -fl 'vllm|loadgen' || echo "no process is left"
+    loadgen report "$OUT/killed" | tail -20
     ;;
 esac

@@ -16,9 +16,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from loadgen import cli, datasets, phrases
-from loadgen.datasets import KINDS, find_dataset, inspect, make, render, shipped, spread
+from loadgen.datasets import KINDS, convert, find_dataset, inspect, make, render, shipped, spread
 from loadgen.errors import DatasetError, LoadgenError, UsageError
-from loadgen.prompts import LINE_FIELDS, SAMPLING_FIELDS, SourceSpec, parse_line
+from loadgen.prompts import LINE_FIELDS, SAMPLING_FIELDS, Prompt, SourceSpec, parse_line, read_prompts
 
 FOLDER = Path(__file__).parent.parent / "datasets"
 README = (FOLDER / "README.md").read_text()
@@ -162,6 +162,26 @@ def test_tokens_have_exact_lengths_and_allowed_ids() -> None:
     assert (min(ids), max(ids)) == (10, 31_999)
 
 
+def test_prefixed_prompts_share_one_of_8_prefixes_with_every_8th() -> None:
+    lines = [json.loads(line) for line in make("prefixed", 40, 0)]
+    assert [line["task_id"] for line in lines] == list(range(40))
+    assert {(len(line["input_ids"]), line["output_tokens"]) for line in lines} == {(1024 + 64, 64)}
+    prefixes = [tuple(line["input_ids"][:1024]) for line in lines]
+    assert len(set(prefixes[:8])) == 8
+    assert prefixes[8:] == prefixes[:-8]
+    assert len({tuple(line["input_ids"][1024:]) for line in lines}) == 40
+    ids = [number for line in lines for number in line["input_ids"]]
+    assert 10 <= min(ids) < max(ids) <= 31_999
+
+
+def test_prefixes_differ_from_their_first_token_and_are_alike_for_every_seed() -> None:
+    """A prefix cache then holds all 8 of them, whatever the seed, and no more."""
+    first, second = ([json.loads(line)["input_ids"] for line in make("prefixed", 8, seed)] for seed in (1, 2))
+    assert len({ids[0] for ids in first}) == 8
+    assert [ids[:1024] for ids in first] == [ids[:1024] for ids in second]
+    assert all(a[1024:] != b[1024:] for a, b in zip(first, second, strict=True))
+
+
 def test_a_repeated_text_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
     field, line_of = datasets._KINDS["tokens"]
     drawn = []
@@ -238,6 +258,104 @@ def test_every_phrase_has_a_use() -> None:
     assert {role for request in phrases.REQUESTS.values() for role in request.roles} == set(phrases.ROLES)
     slots = set(re.findall(r"<([a-z]+)\d?>", repr((phrases.WORDS, phrases.ROLES, phrases.REQUESTS, phrases.DOCUMENTS))))
     assert slots - {"hex", "row", "time"} == set(phrases.WORDS)
+
+
+# --- converting
+
+TEXT = rb"""{"prompt":"one \u00e9","max_tokens":7,"temperature":0.5,"id":"a","x":1}
+{"prompt":"two  spaces","output_tokens":9,"extra_body":{"top_k":[4, 5]}}
+"""
+TOKENS = b"""{"task_id":"t","input_ids":[3, 4],"output_tokens":5}
+
+{"logits":[7]}
+"""
+MESSAGES = b"""{"messages":[{"role":"user","content":"hi"}],"id":3,"seed":1}
+"""
+
+
+def written(path: Path, raw: bytes) -> Path:
+    path.write_bytes(raw)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("raw", "to", "lines"),
+    [
+        (TEXT, "trtllm-bench", [{"task_id": 0, "prompt": "one \u00e9", "output_tokens": 7},
+                                {"task_id": 1, "prompt": "two  spaces", "output_tokens": 9}]),
+        (TEXT, "vllm", [{"prompt": "one \u00e9", "output_tokens": 7}, {"prompt": "two  spaces", "output_tokens": 9}]),
+        (TEXT, "loadgen", [
+            {"id": "a", "prompt": "one \u00e9", "output_tokens": 7, "extra_body": {"temperature": 0.5}},
+            {"id": "2", "prompt": "two  spaces", "output_tokens": 9, "extra_body": {"top_k": [4, 5]}},
+        ]),
+        (TOKENS, "trtllm-bench", [{"task_id": 0, "input_ids": [3, 4], "output_tokens": 5},
+                                  {"task_id": 1, "input_ids": [7], "output_tokens": 128}]),
+        (TOKENS, "loadgen", [{"id": "t", "input_ids": [3, 4], "output_tokens": 5},
+                             {"id": "3", "input_ids": [7], "output_tokens": 128}]),
+        (MESSAGES, "loadgen", [{"id": "3", "messages": [{"role": "user", "content": "hi"}], "output_tokens": 128,
+                                "extra_body": {"seed": 1}}]),
+    ],
+    ids=["text to TensorRT-LLM", "text to vLLM", "text", "tokens to TensorRT-LLM", "tokens", "messages"],
+)  # fmt: skip
+def test_convert(raw: bytes, to: str, lines: list[dict], tmp_path: Path) -> None:
+    converted = list(convert(written(tmp_path / "data.jsonl", raw), to))
+    assert [json.loads(line) for line in converted] == lines
+    assert [list(json.loads(line)) for line in converted] == [list(line) for line in lines]
+    assert all(line.endswith(b"\n") and line.count(b"\n") == 1 for line in converted)
+
+
+@pytest.mark.parametrize("to", ["trtllm-bench", "vllm", "loadgen"])
+def test_convert_can_replace_the_output_tokens(to: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "data.jsonl", TEXT)
+    assert [json.loads(line)["output_tokens"] for line in convert(path, to, 33)] == [33, 33]
+
+
+@pytest.mark.parametrize(
+    ("raw", "to", "words"),
+    [
+        (TEXT + MESSAGES, "trtllm-bench", ':3: has "messages", which trtllm-bench cannot hold'),
+        (b"\n" + MESSAGES, "vllm", ':2: has "messages", which vllm cannot hold; apply the chat template first'),
+        (TEXT + b"\n" + TOKENS, "vllm", ":4: has token ids, which the format of vllm cannot hold; use text prompts"),
+        (TEXT + b'{"prompt":5}\n', "loadgen", ":3: "),
+        (b"", "vllm", ": holds no prompt"),
+    ],
+    ids=["messages", "messages to vLLM", "token ids", "bad line", "empty"],
+)
+def test_convert_names_the_line_that_the_format_cannot_hold(raw: bytes, to: str, words: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "data.jsonl", raw)
+    with pytest.raises(DatasetError) as caught:
+        list(convert(path, to))
+    assert str(caught.value).startswith(f"{path}{words}")
+
+
+def asked(prompt: Prompt) -> tuple[str, object, int]:
+    """What of a prompt every format keeps."""
+    return prompt.kind, msgspec.json.decode(prompt.content), prompt.output_tokens
+
+
+@pytest.mark.parametrize(
+    ("name", "to"),
+    [
+        ("completion-256", "trtllm-bench"),
+        ("completion-256", "vllm"),
+        ("tokens-256x128", "trtllm-bench"),
+        ("chat-256", "loadgen"),
+    ],
+)
+def test_prompts_are_the_same_when_they_are_converted_and_back(name: str, to: str, tmp_path: Path) -> None:
+    original = read_prompts(find_dataset(name))
+    there = written(tmp_path / "there.jsonl", b"".join(convert(find_dataset(name), to)))
+    back = written(tmp_path / "back.jsonl", b"".join(convert(there, "loadgen")))
+    for path in (there, back):
+        assert [asked(prompt) for prompt in read_prompts(path)] == [asked(prompt) for prompt in original]
+
+
+@pytest.mark.parametrize("raw", [TEXT, TOKENS, MESSAGES], ids=["text", "tokens", "messages"])
+def test_loadgens_own_format_keeps_everything_that_is_sent(raw: bytes, tmp_path: Path) -> None:
+    path = written(tmp_path / "data.jsonl", raw)
+    once = written(tmp_path / "once.jsonl", b"".join(convert(path, "loadgen")))
+    assert read_prompts(once) == read_prompts(path)
+    assert b"".join(convert(once, "loadgen")) == once.read_bytes()
 
 
 # --- inspecting
@@ -441,6 +559,20 @@ def test_a_half_written_file_is_removed(failure: BaseException, raised: type[Bas
     with pytest.raises(raised):
         datasets.write(tmp_path / "new.jsonl", lines())  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_convert_writes_a_new_file_or_nothing(tmp_path: Path) -> None:
+    source, output = written(tmp_path / "in.jsonl", TEXT), tmp_path / "out.jsonl"
+    result = run("dataset", "convert", str(source), str(output), "--to", "vllm", "--output-tokens", "5")
+    assert (result.exception, result.return_value) == (None, 0)
+    assert output.read_bytes() == b"".join(convert(source, "vllm", 5))
+    assert run("dataset", "convert", str(source), "-", "--to", "vllm").stdout_bytes == b"".join(convert(source, "vllm"))
+    output.unlink()
+    chat = written(tmp_path / "chat.jsonl", TEXT + MESSAGES)
+    assert isinstance(run("dataset", "convert", str(chat), str(output), "--to", "vllm").exception, DatasetError)
+    assert not output.exists()
+    again = run("dataset", "convert", str(source), str(chat), "--to", "vllm").exception
+    assert isinstance(again, DatasetError) and "exists already" in str(again)
 
 
 def test_inspect_as_text_and_json() -> None:

@@ -149,16 +149,24 @@ def test_a_script_lies_beside_the_python_or_in_the_folder_of_scripts(tmp_path: P
 def test_environments_are_found_by_the_engines_scripts_and_each_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = tmp_path / "other"
-    venv.create(other, with_pip=False, symlinks=True)
-    script(tmp_path / "path" / "vllm", "", interpreter=str(other / "bin" / "python"))
-    script(tmp_path / "path" / "trtllm-serve", "", interpreter="/none/python")
-    (tmp_path / "path" / "python3").symlink_to(other / "bin" / "python")
-    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        venv.create(folder, with_pip=False, symlinks=True)
+    script(tmp_path / "path" / "vllm", "", interpreter=str(first / "bin" / "python"))
+    # Where the path of a Python is too long for a first line, pip writes one for the shell.
+    script(second / "bin" / "trtllm-serve", "", interpreter="/bin/sh")
+    monkeypatch.setenv("PATH", os.pathsep.join([str(tmp_path / "path"), str(second / "bin")]))
     found = environments()
-    assert [environment.prefix for environment in found] == [sys.prefix, str(other)]
-    # By the name that makes it the environment's, not by the file behind it.
-    assert found[1].executable == str(other / "bin" / "python")
+    assert [environment.prefix for environment in found] == [sys.prefix, str(first), str(second)]
+    # By the names that make them the environments', not by the file behind them.
+    names = [str(folder / "bin" / "python") for folder in (first, second)]
+    assert [environment.executable for environment in found[1:]] == names
+
+
+def test_a_script_whose_python_is_gone_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script(tmp_path / "vllm", "", interpreter="/none/python")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert [environment.prefix for environment in environments()] == [sys.prefix]
 
 
 def test_an_environment_that_is_named_is_the_only_one(tmp_path: Path) -> None:
@@ -378,11 +386,11 @@ def test_the_no_form_of_a_flag_needs_no_mention() -> None:
     ("arguments", "message"),
     [
         (["--max-num-seq", "8"], "--max-num-seq: vLLM 0.32.0 has no such option; did you mean --max-num-seqs?"),
-        (["--max_num_sequences=8"], "--max_num_sequences=8: vLLM 0.32.0 has no such option; did you mean --max-num-seqs?"),
+        (["--d_type=x"], "--d_type=x: vLLM 0.32.0 has no such option; did you mean --dtype?"),
         (["--dtype", "auto", "--zzz"], "--zzz: vLLM 0.32.0 has no such option"),
         (["--no-max-nothing"], "--no-max-nothing: vLLM 0.32.0 has no such option"),
     ],
-)  # fmt: skip
+)
 def test_an_unknown_argument_is_refused_with_one_that_is_like_it(arguments: list[str], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         check_arguments(arguments, options_in(argparse_help()), "vLLM 0.32.0")

@@ -21,7 +21,8 @@ Environment, seconds unless said:
                               stream after N whole ones
     FAKE_VLLM_LAST_WORDS      what it logs, dying; DEATHS holds those of the real one
     FAKE_VLLM_EXIT (3)        its exit code then
-    FAKE_VLLM_LINGER_S        dying, the API server answers 500 for so long before it ends
+    FAKE_VLLM_LINGER_S        dying, the API server lives so long beyond its EngineCore: it answers 500 once, closes
+                              its port, and ends then, as the real one does
     FAKE_VLLM_PIDS            a file to which each of its processes appends its pid
     FAKE_VLLM_CALLS           a file to which it appends a JSON line for its start, for each reset of the prefix cache
                               and for its end by SIGTERM, with the requests served so far
@@ -177,7 +178,7 @@ def run(version: str, argv: list[str], script: bool) -> None:
     except OSError as error:
         end(f"(APIServer pid={os.getpid()}) OSError: {error}", 1)
     config = read_config(model, args)
-    core = start_family()
+    core = start_family(sock)
     server = Server(args, model, version, config)
     load(server)
     asyncio.run(server.serve(sock, core))
@@ -198,20 +199,27 @@ def read_config(model: str, args: argparse.Namespace) -> dict[str, Any]:
     return config
 
 
-def start_family() -> int:
-    """EngineCore as a child, and a Worker below it; gives EngineCore's pid."""
+def start_family(sock: socket.socket) -> int:
+    """EngineCore as a child, and a Worker below it, without the server's socket; gives EngineCore's pid."""
     if told("IGNORE_SIGTERM"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    up, worker_up = os.pipe()
     core = os.fork()
     if core:
+        os.close(worker_up)
+        os.read(up, 1)  # all three are there, and noted
+        os.close(up)
         return core
+    sock.close()
     append("PIDS", str(os.getpid()))
     worker = os.fork()
     if not worker:
         os.setsid()
         append("PIDS", str(os.getpid()))
+        os.write(worker_up, b"1")
     elif not told("IGNORE_SIGTERM"):
         signal.signal(signal.SIGTERM, lambda *_: end_child(worker))
+    os.close(worker_up)
     while True:
         signal.pause()
 
@@ -271,17 +279,18 @@ class Server:
         self.times = {name: [0.0, 0] for name in HISTOGRAMS}
         self.prefixes: set[int] = set()
         self.slots = asyncio.Semaphore(args.max_num_seqs or 256)
+        self.listening: asyncio.Server | None = None
+        self.connections: set[asyncio.StreamWriter] = set()
 
     async def serve(self, sock: socket.socket, core: int) -> None:
         """Answers until SIGTERM."""
         stopped = asyncio.Event()
         if not told("IGNORE_SIGTERM"):
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
-        listening = await asyncio.start_server(self.connection, sock=sock)
+        self.listening = await asyncio.start_server(self.connection, sock=sock)
         log(f"Starting vLLM server on http://{self.args.host}:{self.args.port}")
         say(f"(APIServer pid={os.getpid()}) INFO:     Application startup complete.")
         await stopped.wait()
-        listening.close()
         os.kill(core, signal.SIGTERM)
         os.waitpid(core, 0)
         append("CALLS", json.dumps({"end": self.served}))
@@ -289,12 +298,14 @@ class Server:
         os._exit(0)
 
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections.add(writer)
         try:
             while request := await asyncio.wait_for(read_request(reader), KEEP_ALIVE_S):
                 await self.answer(*request, reader, writer)
         except (TimeoutError, ConnectionError, asyncio.IncompleteReadError):
             pass  # idle for too long, or the client has gone
         finally:
+            self.connections.discard(writer)
             writer.close()
 
     async def answer(
@@ -366,6 +377,7 @@ class Server:
     def check(self, body: bytes) -> tuple[dict[str, Any], list[int], int]:
         """The request, its prompt as token ids, and how many tokens it wants; Refusal as the real one refuses."""
         if self.dead:
+            asyncio.get_running_loop().call_later(0.1, self.hang_up)
             raise Refusal(500, "InternalServerError", DEAD)
         if told("COMPLETIONS") == "error":
             raise Refusal(500, "InternalServerError", "list index out of range")
@@ -401,6 +413,7 @@ class Server:
         if stream is not None:
             await stream.start()
         if told("COMPLETIONS") == "silent":
+            log("Holding a request for ever")
             await asyncio.Event().wait()
         self.waiting += 1
         try:
@@ -482,6 +495,13 @@ class Server:
             self.dead = True
             log("AsyncLLM output_handler failed.", "ERROR")
             asyncio.get_running_loop().call_later(linger_s, die)
+
+    def hang_up(self) -> None:
+        """Closes the port and every connection, as the HTTP server does that has seen its engine dead."""
+        assert self.listening is not None
+        self.listening.close()
+        for writer in self.connections:
+            writer.close()
 
     def observe(self, name: str, seconds: float) -> None:
         self.times[name][0] += seconds

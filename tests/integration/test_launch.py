@@ -1,4 +1,4 @@
-"""Launching an engine: a double of vLLM, from its start to the last of its processes, however either of the two ends."""
+"""Launching an engine: a double of vLLM, from its start to the end of its last process, however either side ends."""
 
 from __future__ import annotations
 
@@ -72,7 +72,9 @@ class Place:
 
     def sweep(self, *words: str) -> tuple[str, ...]:
         """A small sweep; what is given again counts."""
-        first = ("sweep", "--engine", "vllm", "--engine-python", str(self.python), "--model", "shape:tiny")
+        first = ("sweep", "--engine", "vllm", "--model", "shape:tiny")
+        if "--engine-python" not in words:
+            first += ("--engine-python", str(self.python))
         amounts = ("--concurrency", "2", "--input-tokens", "8", "--output-tokens", "4", "--output", str(self.out))
         return (*first, *amounts, *words)
 
@@ -225,10 +227,10 @@ def test_a_sweep_measures_an_engine_that_it_launched(place: Place) -> None:
     of_level = [sum(record["level"] == level for record in records) for level in (0, 1)]
     # The engine was asked once while it started; its cache was emptied before each level.
     assert calls == [{"reset": 1}, {"reset": 1 + of_level[0]}, {"end": 1 + sum(of_level)}]
-    for level in place.summary()["levels"]:
+    for level, requests in zip(place.summary()["levels"], of_level, strict=True):
         assert level["errors"] == {}
         assert level["server"]["agrees"] is True
-        assert level["server"]["requests"] == of_level[level["load"]["concurrency"] // 2]
+        assert level["server"]["requests"] == requests
         assert level["server"]["ttft_s"] >= 0.005, "the double's own"
     samples = [json.loads(line) for line in (place.out / "server_metrics.jsonl").read_text().splitlines()]
     for level in (0, 1):
@@ -260,7 +262,7 @@ CAUSES = {
     "port": "its port was taken: choose another --port",
     "library": "a library is missing: libcudart.so.12",
     "module": "a Python package is missing in its environment: torchvision",
-    "dtype": "choose another with --dtype",
+    "dtype": "the GPU does not support this dtype: choose another with --dtype",
 }
 
 
@@ -282,7 +284,9 @@ def test_arguments_that_the_engine_refuses_are_named(place: Place) -> None:
     assert "exit code 2: it does not know these arguments: -Z 1" in done.stderr
 
 
-def test_an_engine_that_dies_of_something_unknown_shows_its_last_lines(here: Place, monkeypatch: Any) -> None:
+def test_an_engine_that_dies_of_something_unknown_shows_its_last_lines(
+    here: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FAKE_VLLM_DIE", "start")
     monkeypatch.setenv("FAKE_VLLM_LAST_WORDS", "\n".join(f"line {number}" for number in range(100)))
     with pytest.raises(EngineError) as told:
@@ -312,7 +316,18 @@ def test_a_warning_is_not_taken_for_the_cause() -> None:
     assert CAUSES["dtype"] in told
 
 
-def test_the_start_takes_as_long_as_the_engine(here: Place, monkeypatch: Any) -> None:
+@pytest.mark.xfail(strict=True, reason="last_words reads the log beyond where this start began")
+def test_the_cause_of_an_earlier_death_is_not_told_again(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that is launched anew for each round appends to one log."""
+    monkeypatch.setenv("FAKE_VLLM_DIE", "start")
+    for words in (DEATHS["memory"], "something else"):
+        monkeypatch.setenv("FAKE_VLLM_LAST_WORDS", words)
+        with pytest.raises(EngineError) as told:
+            launched(here)
+    assert CAUSES["memory"] not in str(told.value)
+
+
+def test_the_start_takes_as_long_as_the_engine(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_VLLM_LOAD_S", "0.7")
     core = max(os.sched_getaffinity(0))
     seen: list[dict[str, float]] = []
@@ -336,11 +351,12 @@ def test_an_engine_that_never_gets_ready_is_given_up(place: Place) -> None:
     assert "| (APIServer pid=" in done.stderr, "the last lines of its log"
 
 
-def test_an_engine_that_is_up_but_gives_no_token_is_given_up(place: Place) -> None:
-    done = place.run(*place.sweep("--start-timeout", "2s"), COMPLETIONS="silent")
-    assert done.returncode == 3
-    assert "vllm did not get ready within 2 s (no token yet)" in done.stderr
-    assert "Application startup complete." in done.stderr, "the last lines of its log"
+def test_an_engine_that_is_up_but_gives_no_token_is_given_up(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_VLLM_COMPLETIONS", "silent")
+    with pytest.raises(EngineError, match=r"did not get ready within 3 s \(no token yet\)") as told:
+        launched(here, start_timeout_s=3.0)
+    assert "Application startup complete." in str(told.value), "the last lines of its log"
+    assert all(gone(pid) for pid in here.pids)
 
 
 def test_an_engine_that_answers_with_errors_is_given_up(place: Place) -> None:
@@ -351,14 +367,14 @@ def test_an_engine_that_answers_with_errors_is_given_up(place: Place) -> None:
 
 
 @pytest.mark.xfail(strict=True, reason="the message of an engine that gives no token has no lines of its log")
-def test_the_last_lines_are_shown_when_there_is_no_token(here: Place, monkeypatch: Any) -> None:
+def test_the_last_lines_are_shown_when_there_is_no_token(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_VLLM_COMPLETIONS", "error")
     with pytest.raises(EngineError, match=r"\n  \| .*Application startup complete"):
         launched(here)
 
 
 @pytest.mark.xfail(strict=True, reason="streams_a_token takes a stream that ends in an error for a good one")
-def test_a_first_stream_that_ends_in_an_error_is_no_token(here: Place, monkeypatch: Any) -> None:
+def test_a_first_stream_that_ends_in_an_error_is_no_token(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_VLLM_DIE", "0")
     monkeypatch.setenv("FAKE_VLLM_LINGER_S", "20")
     with pytest.raises(EngineError):
@@ -374,7 +390,7 @@ def test_an_engine_that_dies_when_it_is_asked_who_it_is_has_failed(place: Place)
     assert done.returncode == 3
 
 
-def test_what_says_that_it_is_something_else_is_not_measured(here: Place, monkeypatch: Any) -> None:
+def test_what_says_that_it_is_something_else_is_not_measured(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_VLLM_OWNER", "someone")
     with pytest.raises(EngineError, match="answers as openai, not as vllm: something else took the port"):
         launched(here)
@@ -385,12 +401,12 @@ def test_what_says_that_it_is_something_else_is_not_measured(here: Place, monkey
     assert all(gone(pid) for pid in here.pids)
 
 
-def test_another_version_than_the_package_has_is_told(here: Place, monkeypatch: Any) -> None:
+def test_another_version_than_the_package_has_is_told(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_VLLM_VERSION", "0.33.1")
     assert "vllm says it is 0.33.1; its package says 0.32.0" in launched(here)
 
 
-def test_a_flood_in_the_log_holds_up_nothing(here: Place, monkeypatch: Any) -> None:
+def test_a_flood_in_the_log_holds_up_nothing(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_VLLM_FLOOD_MB", "101")
     launched(here)
     log = (here.out / "engine.log").read_bytes()
@@ -400,7 +416,7 @@ def test_a_flood_in_the_log_holds_up_nothing(here: Place, monkeypatch: Any) -> N
     assert log.endswith(b"Application shutdown complete.\n")
 
 
-def test_an_engine_that_ignores_sigterm_is_killed(here: Place, monkeypatch: Any) -> None:
+def test_an_engine_that_ignores_sigterm_is_killed(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_VLLM_IGNORE_SIGTERM", "1")
     engines: list[Launched] = []
 
@@ -412,7 +428,7 @@ def test_an_engine_that_ignores_sigterm_is_killed(here: Place, monkeypatch: Any)
     assert all(gone(pid) for pid in here.pids)
 
 
-def test_the_death_of_an_engine_that_is_up_is_seen(here: Place, monkeypatch: Any) -> None:
+def test_the_death_of_an_engine_that_is_up_is_seen(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_VLLM_DIE", "/die")
     monkeypatch.setenv("FAKE_VLLM_LAST_WORDS", DEATHS["memory"])
     deaths: list[str] = []
@@ -437,7 +453,7 @@ def test_the_engine_is_stopped_when_the_work_fails(here: Place) -> None:
     assert here.calls[-1] == {"end": 1}, "in peace"
 
 
-def test_a_start_can_be_cancelled(here: Place, monkeypatch: Any) -> None:
+def test_a_start_can_be_cancelled(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_VLLM_NEVER_READY", "1")
     with pytest.raises(LoadgenError, match="interrupted while vllm was starting") as told:
         launched(here, cancelled=lambda: len(here.pids) == PROCESSES)
@@ -445,10 +461,15 @@ def test_a_start_can_be_cancelled(here: Place, monkeypatch: Any) -> None:
     assert all(gone(pid) for pid in here.pids)
 
 
-@pytest.mark.parametrize("double", [{"NEVER_READY": "1"}, {"COMPLETIONS": "silent"}], ids=["not ready", "no token"])
-def test_ctrl_c_while_the_engine_starts_ends_it(place: Place, double: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("double", "sign"),
+    [({"NEVER_READY": "1"}, "version"), ({"COMPLETIONS": "silent"}, "Holding a request")],
+    ids=["not ready", "no token"],
+)
+def test_ctrl_c_while_the_engine_starts_ends_it(place: Place, double: dict[str, str], sign: str) -> None:
     process = place.start(*place.sweep(), **double)
-    wait_for(lambda: len(place.pids) == PROCESSES)
+    log = place.out / "engine.log"
+    wait_for(lambda: len(place.pids) == PROCESSES and sign in log.read_text())
     process.send_signal(signal.SIGINT)
     done = place.end_of(process)
     assert done.returncode == 1
@@ -469,6 +490,14 @@ def test_a_port_that_is_taken_is_refused_before_anything_is_started(place: Place
         with pytest.raises(UsageError, match=f"--port {port}: cannot be had at 127.0.0.1"):
             launched(place, port=int(port))
     assert not place.pids
+
+
+@pytest.mark.xfail(strict=True, reason="the run folder is made before the port is looked at, and stays, empty")
+def test_a_port_that_is_taken_leaves_no_folder(place: Place) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = place.run(*place.sweep("--port", str(taken.getsockname()[1])))
+    assert done.returncode == 2
+    assert not place.out.exists()
 
 
 def long_sweep(place: Place) -> tuple[str, ...]:
@@ -499,9 +528,10 @@ def test_what_was_measured_is_kept_when_the_engine_dies(place: Place) -> None:
     assert note in " ".join(place.run("report", str(place.out)).stdout.split())
 
 
-@pytest.mark.xfail(strict=True, reason="a dead EngineCore answers 500 before its API server ends: exit code 1, no note")
+@pytest.mark.xfail(strict=True, reason="a level ends before the API server of a dead EngineCore: exit code 1, no note")
 def test_an_engine_that_takes_a_while_to_die_has_died(place: Place) -> None:
-    done = place.run(*place.sweep("--duration", "20s"), DIE="60", LINGER_S="2", LAST_WORDS=DEATHS["memory"])
+    words = place.sweep("--concurrency", "10", "--duration", "20s")
+    done = place.run(*words, DIE="60", LINGER_S="20", LAST_WORDS=DEATHS["memory"])
     assert "ended while it was measured" in done.stderr
     assert done.returncode == 3
 
@@ -579,12 +609,16 @@ def serve(place: Place, *words: str) -> tuple[str, ...]:
     return ("engines", "serve", "vllm", "--engine-python", str(place.python), "--model", "shape:tiny", *words)
 
 
-def test_serve_runs_an_engine_until_ctrl_c(place: Place) -> None:
-    port = free_port("127.0.0.1")
-    process = place.start(*serve(place, "--port", str(port)))
+def wait_until_served(process: subprocess.Popen[str], port: int) -> None:
     assert process.stdout is not None
     lines = iter(process.stdout.readline, "")
     assert any(f"vllm 0.32.0 serves tiny at http://127.0.0.1:{port}; Ctrl-C ends it" in line for line in lines)
+
+
+def test_serve_runs_an_engine_until_ctrl_c(place: Place) -> None:
+    port = free_port("127.0.0.1")
+    process = place.start(*serve(place, "--port", str(port)))
+    wait_until_served(process, port)
     assert json.loads(fetch(f"http://127.0.0.1:{port}/v1/models"))["data"][0]["id"] == "tiny"
     process.send_signal(signal.SIGINT)
     done = place.end_of(process)
@@ -597,7 +631,7 @@ def test_serve_runs_an_engine_until_ctrl_c(place: Place) -> None:
 def test_serve_tells_when_its_engine_dies(place: Place) -> None:
     port = free_port("127.0.0.1")
     process = place.start(*serve(place, "--port", str(port)), DIE="/die", LAST_WORDS=DEATHS["memory"])
-    wait_for(lambda: process.poll() is not None or fetch(f"http://127.0.0.1:{port}/metrics").count(b"_total{") > 4)
+    wait_until_served(process, port)
     fetch(f"http://127.0.0.1:{port}/die")
     done = place.end_of(process)
     assert done.returncode == 3
@@ -609,12 +643,14 @@ def test_serve_show_prints_a_command_that_runs(place: Place) -> None:
     shown = place.run(*serve(place, "--show", "--port", str(port)))
     assert shown.returncode == 0
     assert not place.pids, "it was only shown"
-    process = subprocess.Popen(
-        ["sh", "-c", f"exec env {shown.stdout}"], cwd=place.folder, env=place.env, stdout=subprocess.PIPE, text=True
+    shell = subprocess.Popen(
+        ["sh", "-c", shown.stdout], cwd=place.folder, env=place.env, stdout=subprocess.DEVNULL, start_new_session=True
     )
-    place.started.append(process)
-    wait_for(lambda: process.poll() is not None or fetch(f"http://127.0.0.1:{port}/version"))
-    assert json.loads(fetch(f"http://127.0.0.1:{port}/version")) == {"version": "0.32.0"}
-    assert place.calls[0]["env"]["VLLM_SERVER_DEV_MODE"] == "1"
-    process.terminate()
-    assert process.wait(PATIENCE_S) == 0
+    try:
+        wait_for(lambda: shell.poll() is not None or fetch(f"http://127.0.0.1:{port}/version"))
+        assert json.loads(fetch(f"http://127.0.0.1:{port}/version")) == {"version": "0.32.0"}
+        assert place.calls[0]["env"]["VLLM_SERVER_DEV_MODE"] == "1"
+    finally:
+        for server in place.pids[:1]:
+            os.kill(server, signal.SIGTERM)
+        shell.wait(PATIENCE_S)
