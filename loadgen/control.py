@@ -11,6 +11,7 @@ import msgspec
 
 from loadgen import server_metrics
 from loadgen.errors import EndpointError
+from loadgen.sse import SseParser
 
 if TYPE_CHECKING:
     import aiohttp
@@ -65,11 +66,11 @@ async def healthy(url: str) -> bool:
         return False
 
 
-async def streams_a_token(url: str, model: str, timeout_s: float) -> bool:
+async def stream_a_token(url: str, model: str, timeout_s: float) -> None:
     """Asks for two tokens of a short completion, and waits for the stream's end.
 
     Raises:
-        EndpointError: an error, or a stream without a token.
+        EndpointError: an error, or a stream without a token or without its end.
     """
     import aiohttp
 
@@ -88,9 +89,18 @@ async def streams_a_token(url: str, model: str, timeout_s: float) -> bool:
         raise EndpointError(f"no token within {timeout_s:g} s") from None
     except (aiohttp.ClientError, OSError) as error:
         raise EndpointError(_reason(error)) from None
-    if b'"choices":[{' not in answer.replace(b" ", b""):
-        raise EndpointError(f"the stream held no token: {answer[:200]!r}")
-    return True
+    tokens = 0
+    for event in SseParser().feed(answer):
+        if event == b"[DONE]" and tokens:
+            return
+        try:
+            content = msgspec.json.decode(event, type=dict[str, Any])
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            continue
+        if "error" in content:
+            raise EndpointError(f"an error in the stream: {str(content['error'])[:300]}")
+        tokens += bool(content.get("choices"))
+    raise EndpointError(f"the stream broke off, or held no token: {answer[-200:]!r}")
 
 
 async def identify(url: str, headers: dict[str, str], verify_tls: bool = True) -> Server:
@@ -189,9 +199,11 @@ async def reset_prefix_cache(url: str) -> bool:
 
     try:
         async with _session({}, True) as session, session.post(f"{url}/reset_prefix_cache") as response:
-            return response.status == 200
+            body = await _body(response)
     except (TimeoutError, aiohttp.ClientError, OSError):
         return False
+    # While blocks are held, vLLM 0.32 answers 200 and says in the body that it did nothing.
+    return response.status == 200 and b'"success":false' not in body.replace(b" ", b"")
 
 
 async def get_json(url: str) -> Any:

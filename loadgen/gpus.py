@@ -9,6 +9,7 @@ sheets, dense.
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -56,12 +57,13 @@ class DataSheet(NamedTuple):
     int8_tops: float | None
 
 
-# By a piece of NVML's name, the more particular first; MIG slices have a share of these.
+# By words of NVML's name, the more particular first; MIG slices have a share of these.
 DATA_SHEETS: list[tuple[str, DataSheet]] = [
     ("GB200", DataSheet(8000, 2500, 5000, 5000)),
     ("B200", DataSheet(8000, 2250, 4500, 4500)),
     ("H200", DataSheet(4800, 989, 1979, 1979)),
     ("H100 PCIe", DataSheet(2000, 756, 1513, 1513)),
+    ("H100 NVL", DataSheet(3900, 835, 1671, 1671)),
     ("H100", DataSheet(3350, 989, 1979, 1979)),
     ("A100-SXM4-80GB", DataSheet(2039, 312, None, 624)),
     ("A100 80GB PCIe", DataSheet(1935, 312, None, 624)),
@@ -69,7 +71,9 @@ DATA_SHEETS: list[tuple[str, DataSheet]] = [
     ("A100", DataSheet(1555, 312, None, 624)),
     ("A30", DataSheet(933, 165, None, 330)),
     ("L40S", DataSheet(864, 362, 733, 733)),
+    ("L40", DataSheet(864, 181, 362, 362)),
     ("L4", DataSheet(300, 121, 242, 242)),
+    ("RTX 3090 Ti", DataSheet(1008, 80, None, 320)),
     ("RTX 3090", DataSheet(936, 71, None, 284)),
     ("V100", DataSheet(900, None, None, None)),
 ]
@@ -118,7 +122,11 @@ class Gpu(msgspec.Struct, kw_only=True):
 
 def data_sheet(name: str) -> DataSheet | None:
     """The data sheet's rates for a GPU's name, or None."""
-    return next((sheet for piece, sheet in DATA_SHEETS if piece.lower() in name.lower()), None)
+
+    def words(text: str) -> str:
+        return f" {' '.join(re.findall(r'[a-z0-9]+', text.lower()))} "
+
+    return next((sheet for piece, sheet in DATA_SHEETS if words(piece) in words(name)), None)
 
 
 def _text(value: Any) -> str:
@@ -133,7 +141,11 @@ class Nvml:
 
         self._lib = pynvml
         pynvml.nvmlInit()
-        self._handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        try:
+            self._handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        except BaseException:
+            pynvml.nvmlShutdown()
+            raise
 
     def _ask(self, call: Callable[[], Any]) -> Any:
         """The answer, or None: what a card, a driver or a MIG slice does not support."""
@@ -216,7 +228,10 @@ class Nvml:
         t_ns = now_ns()
         readings = []
         for handle in self._handles:
-            uuid = _text(self._lib.nvmlDeviceGetUUID(handle))
+            raw = self._ask(partial(self._lib.nvmlDeviceGetUUID, handle))
+            if raw is None:
+                continue  # the card is gone: it fell off the bus
+            uuid = _text(raw)
             if uuids is None or uuid in uuids:
                 readings.append(self._read(handle, uuid))
         return GpuSample(t_ns=t_ns, level=level, gpus=readings)
@@ -247,7 +262,7 @@ class Nvml:
 
 @contextmanager
 def nvml() -> Iterator[Nvml | None]:
-    """NVML while the context lasts; None where there is no driver or no GPU."""
+    """NVML while the context lasts; None where there is no driver."""
     try:
         import pynvml
 

@@ -23,6 +23,9 @@ from loadgen.sweep_spec import Listener, SweepSpec, Workload
 from loadgen.watch import Watcher
 
 COUNTERS_WAIT_S = 2.0
+DYING_S = 10.0
+FAILED = "failed while it was measured"
+DOUBT_S = 2.0
 
 
 def prepare_output(path: Path) -> None:
@@ -101,6 +104,7 @@ class Run:
     def going(self) -> bool:
         """Whether a further level can be run."""
         usable = self._runner is None or (self._runner.usable and not self._runner.disk_error)
+        self._look_for_death()
         return usable and not self._engine_died and not self._disk_error and not self._interrupts.count
 
     async def attach(self, url: str, launched: Launched | None, cores: set[int] | None) -> None:
@@ -216,15 +220,36 @@ class Run:
         mark = await asyncio.to_thread(runner.run_level, level, level.index * self._workload.stride, samples.append)
         await watcher.pause()
         gathered = gather(self._tail.records(runner.take_unwritten()), mark)
-        await self._read_counters(gathered.totals)
+        if mark.interrupted is None:
+            await self._read_counters(gathered.totals)
+        elif not self._interrupts.count:
+            await self._await_death()
         result = summarize(level.load, gathered, samples, mark.interrupted, *watcher.taken())
         self.summary.levels.append(result)
         self._listener.level_ended(result)
         self._disk_error = runner.disk_error or watcher.disk_error
-        if self._launched is not None and (death := self._launched.death()) is not None:
-            self._engine_died = True
-            self._note(f"{self._launched.command.kind} ended while it was measured, {death.splitlines()[0]}")
+        self._look_for_death()
         self.save()
+
+    def _look_for_death(self) -> None:
+        if self._launched is not None and not self._engine_died and (death := self._launched.death()) is not None:
+            self._engine_died = True
+            self._note(f"{self._launched.command.kind} {FAILED}: {death.splitlines()[0]}")
+
+    async def _await_death(self) -> None:
+        """A level was given up. An engine that is dying answers wrongly first, then closes its port,
+        and ends later: it is given a while, a shorter one if it still says that it is well."""
+        started = time.monotonic()
+        while self._launched is not None and self._launched.death() is None:
+            well = await control.healthy(self._launched.url)
+            waited = time.monotonic() - started
+            if well and waited > DOUBT_S:
+                return
+            if waited > DYING_S:
+                self._engine_died = True
+                self._note(f"{self._launched.command.kind} {FAILED}: it answers no more, though its process lives")
+                return
+            await asyncio.sleep(0.1)
 
     async def _read_counters(self, totals: dict[str, int]) -> None:
         """The counters after a level. An engine counts a request a little after it has answered it,
@@ -247,7 +272,7 @@ class Run:
     @property
     def failure(self) -> str | None:
         """Why the engine failed in the middle of the sweep, if it did."""
-        return next((n for n in self.summary.notes if "ended while it was measured" in n), None)
+        return next((note for note in self.summary.notes if FAILED in note), None)
 
     def save(self) -> None:
         """Writes summary.json as far as there is one."""

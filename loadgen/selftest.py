@@ -96,7 +96,7 @@ async def _endpoints(spec: EngineSpec, folder: Path, say: Say, check: Callable[.
 async def _metrics(launched: Launched, check: Callable[..., None]) -> None:
     page = control.MetricsPage(launched.url, {}, True, launched.command.kind)
     try:
-        await control.streams_a_token(launched.url, launched.command.model, 60)
+        await control.stream_a_token(launched.url, launched.command.model, 60)
         await asyncio.sleep(1)
         values = await page.read()
         names = {"vllm": {"requests_running", "generation_tokens", "kv_cache_usage"}, "trtllm": {"iterations"}}

@@ -10,6 +10,7 @@ Sources: vLLM 0.32.0 and 0.25.1 ``/metrics``; TensorRT-LLM 1.0 to 1.3 ``serve/op
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
@@ -94,11 +95,13 @@ def parse_prometheus(text: str) -> dict[str, float]:
     from prometheus_client.parser import text_string_to_metric_families
 
     # Only lines that are wanted are parsed: a page has hundreds of histogram buckets.
-    lines = [line for line in text.splitlines() if line[: _name_end(line)] in _WANTED]
+    lines = [line for line in text.split("\n") if line[: _name_end(line)] in _WANTED]
     found: dict[str, list[float]] = {}
     try:
         for family in text_string_to_metric_families("\n".join(lines) + "\n"):
             for sample in family.samples:
+                if not math.isfinite(sample.value):
+                    continue
                 found.setdefault(sample.name, []).append(sample.value)
     except ValueError:
         return {}

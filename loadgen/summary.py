@@ -98,7 +98,12 @@ def _read_index(folder: Path) -> RunIndex | None:
     except OSError:
         return None
     try:
-        return msgspec.json.decode(raw, type=RunIndex)
+        index = msgspec.json.decode(raw, type=RunIndex)
+        if index.format_version > FORMAT_VERSION:
+            raise RunFolderError(
+                f"{path}: format_version {index.format_version}, but this loadgen reads {FORMAT_VERSION}; upgrade it"
+            )
+        return index
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise RunFolderError(f"{path}: {error}") from None
 

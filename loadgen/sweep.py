@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from loadgen.engines.launch import launch, prepare
+from loadgen.engines.launch import check_port, launch, prepare
 from loadgen.engines.spec import GIB, EngineCommand
 from loadgen.engines.trtllm_bench import run_offline
 from loadgen.errors import EngineError, LoadgenError, UsageError
@@ -71,6 +71,9 @@ async def _run_sweep(spec: SweepSpec, listener: Listener, interrupts: Interrupts
         for engine, command in zip(spec.engines, commands, strict=True):
             check_lengths(engine, command, workload.longest)
         share = len(spec.engines) if spec.together else 1
+        for engine in spec.engines:
+            if engine.port is not None:
+                check_port(engine.host, engine.port)
         workers = spec.workers or max(1, default_workers(max(spec.levels)) // share)
         check_open_files(max(spec.levels), workers)
         sweep = _Sweep(spec, workload, commands, listener, interrupts, session, workers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes.util
-import json
 import re
 import shutil
 import subprocess
@@ -161,15 +160,18 @@ def tensor_test(python: str) -> dict[str, Any]:
             [python, "-c", _TENSOR_TEST],
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=TENSOR_TEST_TIMEOUT_S,
             env=clean_environ(),
             stdin=subprocess.DEVNULL,
         )
-        answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-        return answer
     except subprocess.TimeoutExpired:
         return {"ok": False, "error": f"no answer within {TENSOR_TEST_TIMEOUT_S} s"}
-    except (OSError, ValueError, IndexError):
+    except OSError as error:
+        return {"ok": False, "error": f"cannot be run: {error.strerror}"}
+    try:
+        return msgspec.json.decode(done.stdout.strip().splitlines()[-1], type=dict[str, Any])
+    except (msgspec.MsgspecError, IndexError):
         words = done.stderr.strip().splitlines()
         return {"ok": False, "error": words[-1] if words else f"exit code {done.returncode}"}
 
@@ -296,7 +298,8 @@ def environment_findings(
             if needs and cuda and version_tuple(cuda) < version_tuple(needs):
                 problem(
                     f"TensorRT-LLM {install.version} is made for CUDA {needs}, and the driver runs up to {cuda}",
-                    "install a newer driver or cuda-compat, or use TensorRT-LLM 1.0 (CUDA 12.9) here",
+                    "install a newer driver, or the cuda-compat package on a data-centre GPU"
+                    + (", or use TensorRT-LLM 1.0 (CUDA 12.9)" if version_tuple(cuda) >= (12, 9) else ""),
                 )
             if "tensorrt" not in install.backends:
                 findings.append(
@@ -365,7 +368,7 @@ def render(found: Examination) -> str:
     if not found.gpus:
         lines.append("GPU       none")
     tools = [f"{name} {tool.version or tool.path or 'none'}" for name, tool in found.tools.items()]
-    lines.append(f"Tools     {', '.join(tools)}, libmpi {found.libmpi or 'none'}")
+    lines.append(_fill(f"Tools     {', '.join(tools)}, libmpi {found.libmpi or 'none'}", " " * 10))
     for env in found.environments:
         versions = ", ".join(f"{name} {version}" for name, version in env.versions.items())
         cuda = f" (CUDA {env.torch_cuda})" if env.torch_cuda else ""
@@ -391,8 +394,10 @@ def render_list(engines: list[FoundEngine]) -> str:
     for engine in engines:
         state = "can serve here" if engine.usable else f"cannot serve here: {engine.reason}"
         backends = ", ".join(engine.backends)
-        lines.append(f"Engine    {engine.kind} {engine.version} ({engine.package}; {backends}): {state}")
+        text = f"Engine    {engine.kind} {engine.version} ({engine.package}; {backends}): {state}"
+        lines.append(_fill(text, " " * 10))
         lines.append(f"          --engine {engine.kind} --engine-python {engine.python}")
     if not engines:
-        lines.append("          no vLLM and no TensorRT-LLM found; name an environment with --engine-python PATH")
+        text = "          no vLLM and no TensorRT-LLM found; name an environment with --engine-python PATH"
+        lines.append(_fill(text, " " * 10))
     return "\n".join(lines)

@@ -14,8 +14,9 @@ engine (PR_SET_PDEATHSIG).
 The engine's output goes through the guard into the log, of which at most ``MAX_LOG_BYTES`` are
 kept: the first part and the last.
 
-It writes JSON lines to standard output: ``{"pid": N}`` first, ``{"exit": CODE, "stopped": BOOL,
-"killed": N}`` last, when nothing is left; ``{"error": TEXT}`` when the engine could not be started.
+It writes JSON lines to standard output: ``{"pid": N}`` first, ``{"exit": CODE}`` when the engine
+itself has ended, ``{"exit": CODE, "stopped": BOOL, "killed": N}`` last, when nothing of it is left;
+``{"error": TEXT}`` when the engine could not be started.
 """
 
 from __future__ import annotations
@@ -98,16 +99,16 @@ def descendants() -> list[int]:
     return found
 
 
-def reap() -> dict[int, int]:
-    """Exit codes of the children that have ended, as subprocess gives them."""
+def reap() -> tuple[dict[int, int], bool]:
+    """Exit codes of the children that have ended, as subprocess gives them; whether any child is left."""
     ended: dict[int, int] = {}
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
-            return ended
+            return ended, False
         if pid == 0:
-            return ended
+            return ended, True
         ended[pid] = os.waitstatus_to_exitcode(status)
 
 
@@ -135,9 +136,6 @@ class Guard:
         self._stop_s = stop_s
         self._log = Log(log)
         self._stop_asked = False
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, self._ask_to_stop)
-        signal.signal(signal.SIGHUP, self._ask_to_stop)
         self._wake, wake_in = os.pipe()
         os.set_blocking(wake_in, False)
         os.set_blocking(self._wake, False)
@@ -154,6 +152,10 @@ class Guard:
             preexec_fn=_die_with_guard,
         )
         os.close(theirs)
+        # Only now: what is ignored here would be ignored in the engine too.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._ask_to_stop)
+        signal.signal(signal.SIGHUP, self._ask_to_stop)
         process.returncode = 0  # reaped by reap(), not by subprocess
         self._pid = process.pid
 
@@ -167,14 +169,18 @@ class Guard:
         killed: set[int] = set()
         watched = [0, self._wake, self._output]
         while True:
-            exit_code = reap().get(self._pid, exit_code)
+            ended, anyone = reap()
+            if self._pid in ended:
+                exit_code = ended[self._pid]
+                tell({"exit": exit_code})
             now = time.monotonic()
             if self._stop_asked and terminated_s is None:
                 terminated_s = now
                 with suppress(OSError):
                     os.killpg(self._pid, signal.SIGTERM)
             left = descendants() if exit_code is not None or terminated_s is not None else [self._pid]
-            if not left and exit_code is not None:
+            # A scan of /proc can miss a process; that no child is left is certain.
+            if not anyone and exit_code is not None:
                 break
             overdue = terminated_s is not None and now - terminated_s > self._stop_s
             # Once the engine itself has ended, what is left of it has no one to serve.

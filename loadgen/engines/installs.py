@@ -6,14 +6,13 @@ from the packages' metadata, CUDA's from torch/version.py.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -135,15 +134,19 @@ def look_at(python: str) -> Environment:
             [path, "-c", _PROBE],
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=PROBE_TIMEOUT_S,
             env=clean_environ(),
             stdin=subprocess.DEVNULL,
         )
-        found = json.loads(done.stdout.strip().splitlines()[-1]) if done.returncode == 0 and done.stdout else None
-    except (OSError, subprocess.SubprocessError, ValueError) as error:
+    except (OSError, subprocess.SubprocessError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UsageError(f"--engine-python {python}: cannot be run: {reason}") from None
-    if found is None:
+    try:
+        found = msgspec.json.decode(done.stdout.strip().splitlines()[-1], type=dict[str, Any])
+    except (msgspec.MsgspecError, IndexError):
+        found = None
+    if found is None or done.returncode != 0:
         words = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise UsageError(f"--engine-python {python}: is no Python that runs: {words}")
     # Not resolved: a virtual environment's python is a link, and works only by its own name.

@@ -35,12 +35,14 @@ KILL_TIMEOUT_S = 15.0
 LOG_TAIL_BYTES = 200_000
 SHOWN_LINES = 12
 SAY_EVERY_S = 10.0
+# How long an engine may take to end once it answers wrongly.
+DYING_S = 3.0
 
-# What an engine's last words mean, the more particular first; the first that is found is told.
+# What an engine's last words mean. The last of them in the log is told: what comes before it was survived.
 CAUSES: list[tuple[str, str]] = [
-    (r"CUDA out of memory|OutOfMemoryError|cudaErrorMemoryAllocation|std::bad_alloc|Cannot allocate memory",
+    (r"out of memory|OutOfMemory|cudaErrorMemoryAllocation|std::bad_alloc|Cannot allocate memory",
      "out of memory: use a smaller --kv-memory-fraction, --max-batch-size or --max-seq-len, or more GPUs"),
-    (r"No available memory for the cache blocks|To serve at least one request with the model's max seq len|"
+    (r"No available memory for the cache blocks|To serve at least one request with the models?'s max seq len|"
      r"Free memory on device",
      "too little GPU memory for the KV cache: free the GPU, raise --kv-memory-fraction, or lower --max-seq-len"),
     (r"[Aa]ddress already in use|EADDRINUSE", "its port was taken: choose another --port"),
@@ -48,30 +50,31 @@ CAUSES: list[tuple[str, str]] = [
      "a library is missing: {0}; install it, or put its folder into LD_LIBRARY_PATH"),
     (r"No module named '?([\w.]+)'?", "a Python package is missing in its environment: {0}"),
     (r"[Bb]float16 is only supported on GPUs|does not support bfloat16|fp8.{0,60}not supported|"
-     r"[Uu]nsupported (?:data ?type|dtype)|dtype .{0,40} is not supported",
+     r"[Uu]nsupported (?:data ?type|dtype)|dtype .{0,40} is not supported|(?:bfloat16|float16|half) is not supported",
      "the GPU does not support this dtype: choose another with --dtype"),
     (r"invalid literal for int\(\) with base 10: '(?:MIG|GPU)-",
      "this version cannot read the UUID of a GPU or MIG slice in CUDA_VISIBLE_DEVICES: use a later one, or a container "
      "that is given the device alone"),
     (r"unrecognized arguments: (.+)", "it does not know these arguments: {0}"),
-    (r"No such option: (\S+)", "it does not know the option {0}"),
-    (r"Extra inputs are not permitted", "it does not know one of its extra options"),
+    (r"No such option:? '?(--?[\w-]+)", "it does not know the option {0}"),
+    (r"Extra inputs are not permitted|LLM got invalid argument", "it does not know one of its extra options"),
     (r"CUDA driver version is insufficient|no CUDA-capable device|No CUDA GPUs are available|Found no NVIDIA driver",
      "it found no GPU that it can use: see `loadgen engines doctor`"),
 ]  # fmt: skip
+_SURVIVED = re.compile(r"\b(?:DEBUG|INFO|WARN|WARNING)\b|\[[WIDV]\]")
 
 
 def explain(log: str, exit_code: int | None) -> str | None:
-    """What an engine died of, as far as its log tells; None when nothing known is in it."""
-    for pattern, sentence in CAUSES:
-        match = None
-        for match in re.finditer(pattern, log):  # noqa: B007  (the last one counts)
-            pass
-        if match:
-            return sentence.format(*match.groups())
-    if exit_code == -signal.SIGKILL:
+    """What an engine died of, as far as its log tells; None when nothing known is in it.
+
+    Lines of a level below error are passed over: an engine warns of much that it can do without.
+    """
+    text = "\n".join("" if _SURVIVED.search(line[:120]) else line for line in log.splitlines())
+    found = [(match.start(), sentence.format(*match.groups())) for pattern, sentence in CAUSES
+             for match in re.finditer(pattern, text)]  # fmt: skip
+    if exit_code == -signal.SIGKILL and not any("out of memory" in sentence for _, sentence in found):
         return "it was killed from outside: most likely the host ran out of memory (see dmesg)"
-    return None
+    return max(found)[1] if found else None
 
 
 def prepare(spec: EngineSpec, found: list[gpus.Gpu]) -> EngineCommand:
@@ -143,6 +146,8 @@ class GuardedProcess:
         assert self._guard.stdout is not None
         os.set_blocking(self._guard.stdout.fileno(), False)
         self._buffer = b""
+        self._exit_code: int | None = None
+        # How it ended, once nothing of it is left.
         self.ending: dict[str, Any] | None = None
         first = self._next(START_TIMEOUT_S)
         if first is None or "pid" not in first:
@@ -168,12 +173,18 @@ class GuardedProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """How the process ended; None while it, or anything that it started, lives."""
-        if self.ending is None:
-            self.ending = self._next(0)
-        if self.ending is None and self._guard.poll() is not None:
-            self.ending = {"exit": -signal.SIGKILL, "stopped": False, "killed": 0}  # the guard was killed
-        return None if self.ending is None else self.ending.get("exit")
+        """How the process ended; None while it lives. Something that it started may live on for a moment."""
+        if self._exit_code is None:
+            self._take(self._next(0))
+        if self._exit_code is None and self._guard.poll() is not None:
+            self._take({"exit": -signal.SIGKILL, "stopped": False, "killed": 0})  # the guard was killed
+        return self._exit_code
+
+    def _take(self, message: dict[str, Any] | None) -> None:
+        if message is not None:
+            self._exit_code = message.get("exit")
+            if "killed" in message:
+                self.ending = message
 
     def stop(self) -> None:
         """Ends the process and all that it started; returns when nothing is left."""
@@ -182,8 +193,9 @@ class GuardedProcess:
             self._guard.stdin.close()
         except OSError:
             pass  # the guard is gone
-        if self.ending is None and self._guard.poll() is None:
-            self.ending = self._next(self._stop_s + KILL_TIMEOUT_S)
+        deadline = time.monotonic() + self._stop_s + KILL_TIMEOUT_S
+        while self.ending is None and (message := self._next(deadline - time.monotonic())) is not None:
+            self._take(message)
         try:
             self._guard.wait(timeout=KILL_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -238,7 +250,7 @@ class Launched:
             good), ``identified``, ``first_token``, their ``total``, and what its log names.
     """
 
-    def __init__(self, url: str, command: EngineCommand, process: GuardedProcess, log: Path) -> None:
+    def __init__(self, url: str, command: EngineCommand, process: GuardedProcess, log: Path, log_start: int) -> None:
         self.url = url
         self.command = command
         self.pid = process.pid
@@ -246,15 +258,16 @@ class Launched:
         self.startup_s: dict[str, float] = {}
         self._process = process
         self._log = log
+        self._log_start = log_start  # an engine that is started again goes on in the same log
 
     def death(self) -> str | None:
         """Why the engine has died; None while it lives."""
         code = self._process.exit_code
-        return None if code is None else last_words(self._log, code)
+        return None if code is None else last_words(self._log, code, self._log_start)
 
     def log_text(self) -> str:
         """The end of its log."""
-        return read_tail(self._log)
+        return read_tail(self._log, self._log_start)
 
     @property
     def ending(self) -> dict[str, Any] | None:
@@ -262,12 +275,12 @@ class Launched:
         return self._process.ending
 
 
-def read_tail(log: Path) -> str:
-    """The last part of a log; "" when there is none."""
+def read_tail(log: Path, since: int = 0) -> str:
+    """The last part of a log from offset ``since`` on; "" when there is none."""
     try:
         with log.open("rb") as file:
             file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - LOG_TAIL_BYTES))
+            file.seek(max(since, file.tell() - LOG_TAIL_BYTES))
             return file.read().decode("utf-8", "replace")
     except OSError:
         return ""
@@ -278,9 +291,9 @@ def _shown(text: str) -> str:
     return "".join(f"\n  | {line}" for line in lines)
 
 
-def last_words(log: Path, exit_code: int) -> str:
-    """Exit code, known cause, and the last lines of the log."""
-    text = read_tail(log)
+def last_words(log: Path, exit_code: int, since: int = 0) -> str:
+    """Exit code, known cause, and the last lines of the log from offset ``since`` on."""
+    text = read_tail(log, since)
     how = f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
     cause = explain(text, exit_code)
     return f"{how}{f': {cause}' if cause else ''}; the whole log is {log}{_shown(text)}"
@@ -370,12 +383,12 @@ async def launch(
         GuardedProcess, command.argv, environ_for(command), folder, log, spec.stop_timeout_s, cores
     )
     try:
-        launched = Launched(f"http://{spec.host}:{port}", command, process, log)
-        await _wait_ready(launched, spec, process, cancelled, say)
-        with log.open("rb") as file:
-            file.seek(log_start)
-            text = file.read(4 * 2**20).decode("utf-8", "replace")
+        launched = Launched(f"http://{spec.host}:{port}", command, process, log, log_start)
+        await _wait_ready(launched, spec, log, cancelled, say)
         if command.kind == "vllm":
+            with log.open("rb") as file:
+                file.seek(log_start)
+                text = file.read().decode("utf-8", "replace")
             launched.startup_s.update(vllm.startup_phases(text))
             command.facts.update(vllm.memory_facts(text))
         yield launched
@@ -384,45 +397,54 @@ async def launch(
 
 
 async def _wait_ready(
-    launched: Launched,
-    spec: EngineSpec,
-    process: GuardedProcess,
-    cancelled: Callable[[], bool],
-    say: Callable[[str], None],
+    launched: Launched, spec: EngineSpec, log: Path, cancelled: Callable[[], bool], say: Callable[[str], None]
 ) -> None:
     kind, url, model = launched.command.kind, launched.url, launched.command.model
-    started = time.monotonic()
-    said = started
+    started = said = time.monotonic()
 
-    async def until(done: Callable[[], Any], what: str) -> Any:
-        """Waits for ``done`` to give something, while the engine lives and time is left."""
+    async def until(attempt: asyncio.Future[Any], what: str) -> Any:
+        """The attempt's result, while the engine lives and time is left."""
         nonlocal said
-        while True:
-            if cancelled():
-                raise LoadgenError(f"interrupted while {kind} was starting")
-            code = process.exit_code
-            if code is not None:
-                raise EngineError(f"{kind} ended while it was starting, {last_words(process_log, code)}")
-            found = await done()
-            if found:
-                return found
-            now = time.monotonic()
-            if now - started > spec.start_timeout_s:
-                raise EngineError(
-                    f"{kind} did not get ready within {spec.start_timeout_s:g} s ({what}); give it more with "
-                    f"--start-timeout. Its log: {process_log}{_shown(read_tail(process_log))}"
-                )
-            if now - said >= SAY_EVERY_S:
-                said = now
-                say(f"{kind} is starting, {now - started:.0f} s: {_last_line(process_log)}")
+        try:
+            while not attempt.done():
+                if cancelled():
+                    raise LoadgenError(f"interrupted while {kind} was starting")
+                if (death := launched.death()) is not None:
+                    raise EngineError(f"{kind} ended while it was starting, {death}")
+                now = time.monotonic()
+                if now - started > spec.start_timeout_s:
+                    raise EngineError(
+                        f"{kind} did not get ready within {spec.start_timeout_s:g} s ({what}); give it more with "
+                        f"--start-timeout. Its log: {log}{_shown(launched.log_text())}"
+                    )
+                if now - said >= SAY_EVERY_S:
+                    said = now
+                    say(f"{kind} is starting, {now - started:.0f} s: {_last_line(log)}")
+                await asyncio.wait([attempt], timeout=POLL_S)
+            return attempt.result()
+        except EndpointError as error:
+            # An engine that is dying answers wrongly first; what it died of is what counts.
+            for _ in range(int(DYING_S / POLL_S)):
+                if (death := launched.death()) is not None:
+                    raise EngineError(f"{kind} ended while it was starting, {death}") from None
+                await asyncio.sleep(POLL_S)
+            text = launched.log_text()
+            cause = explain(text, None)
+            raise EngineError(
+                f"{kind} is up, but {what}: {error}{f'; {cause}' if cause else ''}; its log: {log}{_shown(text)}"
+            ) from None
+        finally:
+            attempt.cancel()
+
+    async def healthy() -> None:
+        while not await control.healthy(url):
             await asyncio.sleep(POLL_S)
 
-    process_log = launched._log
-    await until(lambda: control.healthy(url), "/health has not answered yet")
-    healthy = time.monotonic()
-    launched.startup_s["healthy"] = healthy - started
+    await until(asyncio.ensure_future(healthy()), "/health has not answered yet")
+    at_health = time.monotonic()
+    launched.startup_s["healthy"] = at_health - started
 
-    server = await control.identify(url, {})
+    server = await until(asyncio.ensure_future(control.identify(url, {})), "does not say what it serves")
     if server.kind != kind:
         raise EngineError(f"{url} answers as {server.kind}, not as {kind}: something else took the port; run it again")
     if launched.command.version and server.version and server.version != launched.command.version:
@@ -431,25 +453,10 @@ async def _wait_ready(
         raise EngineError(f"{url} serves {', '.join(server.models)}, not {model}: something else took the port")
     launched.server = server
     identified = time.monotonic()
-    launched.startup_s["identified"] = identified - healthy
+    launched.startup_s["identified"] = identified - at_health
 
-    async def token() -> bool:
-        return await control.streams_a_token(url, model, spec.start_timeout_s)
-
-    waiting = asyncio.ensure_future(token())
-
-    async def streamed() -> bool:
-        if not waiting.done():
-            return False
-        try:
-            return waiting.result()
-        except EndpointError as error:
-            raise EngineError(f"{kind} is up but gives no token: {error}; its log: {process_log}") from None
-
-    try:
-        await until(streamed, "no token yet")
-    finally:
-        waiting.cancel()
+    first = asyncio.ensure_future(control.stream_a_token(url, model, spec.start_timeout_s))
+    await until(first, "gives no token")
     launched.startup_s["first_token"] = time.monotonic() - identified
     launched.startup_s["total"] = time.monotonic() - started
 

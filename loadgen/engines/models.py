@@ -47,7 +47,8 @@ class Model(msgspec.Struct, kw_only=True):
     @property
     def quantization(self) -> str | None:
         """The weights' quantization, such as ``"fp8"`` or ``"awq"``."""
-        method = (self.config.get("quantization_config") or {}).get("quant_method")
+        quantization = self.config.get("quantization_config")
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
         return str(method) if method else None
 
     @property
@@ -73,7 +74,16 @@ class Model(msgspec.Struct, kw_only=True):
     def _weight_files(self) -> list[Path]:
         if not self.local:
             return []
-        return list(Path(self.path).glob("*.safetensors")) or list(Path(self.path).glob("pytorch_model*.bin"))
+        folder = Path(self.path)
+        # Some folders hold the weights twice, whole and in parts: the index names those that are read.
+        for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+            try:
+                names = set(msgspec.json.decode((folder / index).read_bytes())["weight_map"].values())
+                return [path for name in names if (path := folder / name).is_file()]
+            except (OSError, msgspec.MsgspecError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+                continue
+        patterns = ("model*.safetensors", "*.safetensors", "pytorch_model*.bin")
+        return next((found for pattern in patterns if (found := list(folder.glob(pattern)))), [])
 
 
 def parameters(config: dict[str, Any]) -> int | None:

@@ -111,6 +111,8 @@ def tokenizer_json(vocab_size: int) -> dict[str, Any]:
     ]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     vocab = {text: byte for byte, text in enumerate(byte_alphabet())}
+    # The library takes the ids of added tokens from the vocabulary, where they stand in it.
+    vocab |= {text: BYTE_TOKENS + index for index, text in enumerate(SPECIAL_TOKENS)}
     # "Ġ" is the table's character for a space.
     vocab |= {f"Ġw{index}": index for index in range(BYTE_TOKENS + len(SPECIAL_TOKENS), vocab_size)}
     return {

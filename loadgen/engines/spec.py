@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Literal
 
@@ -109,9 +108,6 @@ def install_facts(install: Install) -> dict[str, object]:
     }
 
 
-_INDEX = re.compile(r"\d+")
-
-
 def chosen_gpus(spec: EngineSpec, found: list[gpus.Gpu]) -> tuple[list[gpus.Gpu], gpus.MigSlice | None]:
     """The GPUs that ``--device`` names, or as many as tensor parallelism needs; the MIG slice, if it is one.
 
@@ -119,22 +115,25 @@ def chosen_gpus(spec: EngineSpec, found: list[gpus.Gpu]) -> tuple[list[gpus.Gpu]
         UsageError: one that is not there, or too few.
     """
     listing = ", ".join(f"{gpu.index} ({gpu.name})" for gpu in found) or "none"
-    if spec.device is None:
+    device = spec.device
+    if device is None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if visible and spec.tensor_parallel == 1:
+        if visible is not None:
             try:
                 return chosen_gpus(msgspec.structs.replace(spec, device=visible), found)
             except UsageError:
-                return [], None  # the user's own setting, which the engine reads
+                return [], None  # the user's own setting, which CUDA may read in ways that are not known here
         if found and len(found) < spec.tensor_parallel:
             raise UsageError(f"--tensor-parallel {spec.tensor_parallel}: this host has {len(found)} GPU(s): {listing}")
-        return found[: spec.tensor_parallel], None
+        if not found:
+            return [], None
+        device = ",".join(str(gpu.index) for gpu in found[: spec.tensor_parallel])
     chosen: list[gpus.Gpu] = []
-    for piece in (p.strip() for p in spec.device.split(",")):
+    for piece in (p.strip() for p in device.split(",")):
         slices = [(gpu, part) for gpu in found for part in gpu.mig_slices if part.uuid == piece]
         if slices:
-            if "," in spec.device or spec.tensor_parallel > 1:
-                raise UsageError(f"--device {spec.device}: a process sees one MIG slice only; name a single one")
+            if "," in device or spec.tensor_parallel > 1:
+                raise UsageError(f"--device {device}: a process sees one MIG slice only; name a single one")
             return [slices[0][0]], slices[0][1]
         match = [gpu for gpu in found if piece in (str(gpu.index), gpu.uuid)]
         if not match:
@@ -147,10 +146,12 @@ def chosen_gpus(spec: EngineSpec, found: list[gpus.Gpu]) -> tuple[list[gpus.Gpu]
                 f"--device {piece}: MIG is on for GPU {match[0].index}; name one of its slices: "
                 + (", ".join(part.uuid for part in match[0].mig_slices) or "none exist; create them first")
             )
+        if match[0] in chosen:
+            raise UsageError(f"--device {device}: names GPU {match[0].index} twice")
         chosen.append(match[0])
     if len(chosen) < spec.tensor_parallel:
         raise UsageError(f"--tensor-parallel {spec.tensor_parallel} needs as many GPUs; --device names {len(chosen)}")
-    return chosen, None
+    return chosen[: spec.tensor_parallel], None
 
 
 def check_fit(spec: EngineSpec, model: Model, chosen: list[gpus.Gpu], mig: gpus.MigSlice | None) -> None:
@@ -184,9 +185,11 @@ def check_fit(spec: EngineSpec, model: Model, chosen: list[gpus.Gpu], mig: gpus.
     share = -(-weights // spec.tensor_parallel)
     if share > memory * DEFAULT_MEMORY_SHARE:
         more = -(-weights // int(memory * DEFAULT_MEMORY_SHARE))
+        # A process sees one slice only.
+        way_out = "a larger slice" if mig is not None else f"--tensor-parallel {more} or more"
         raise UsageError(
             f"{spec.model}: the weights take {weights / GIB:.1f} GiB at {dtype or 'bfloat16'}, {share / GIB:.1f} GiB a "
-            f"GPU, and {name} has {memory / GIB:.1f} GiB: use --tensor-parallel {more} or more, or a smaller dtype"
+            f"GPU, and {name} has {memory / GIB:.1f} GiB: use {way_out}, or a smaller dtype"
         )
 
 

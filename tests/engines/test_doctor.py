@@ -309,7 +309,6 @@ def test_a_python_that_cannot_add_tensors_says_why(tmp_path: Path, monkeypatch: 
     }
 
 
-@pytest.mark.xfail(strict=True, reason="UnboundLocalError: the except clause reads the answer that never came")
 def test_a_python_that_is_gone_is_a_failed_test(tmp_path: Path) -> None:
     assert tensor_test(str(tmp_path / "python"))["ok"] is False
 
@@ -472,7 +471,6 @@ def test_a_list_without_engines_says_what_to_do() -> None:
     assert "--engine-python PATH" in render_list([])
 
 
-@pytest.mark.xfail(strict=True, reason="these lines are not filled to 80 columns")
 @pytest.mark.parametrize(
     "text",
     [

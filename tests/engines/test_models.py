@@ -135,7 +135,6 @@ def test_weights_with_files_are_as_large_as_those_unless_they_are_converted(
     assert model.weight_bytes(dtype) == size
 
 
-@pytest.mark.xfail(strict=True, reason="all *.safetensors are added up: Mistral's folders hold the weights twice")
 def test_weights_that_are_there_twice_count_once(tmp_path: Path) -> None:
     """As in mistralai/Mistral-7B-Instruct-v0.3: for transformers in shards, and whole for mistral-inference."""
     files = {"model-1__safetensors": 3000, "model-2__safetensors": 500, "consolidated__safetensors": 3500}

@@ -132,9 +132,6 @@ def test_a_host_without_gpus_gets_none_unless_one_is_named() -> None:
     assert chosen_gpus(spec(tensor_parallel=2), []) == ([], None)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="without --device the first GPU is taken whole, though CUDA sees one slice of it"
-)
 def test_a_gpu_with_mig_on_is_not_taken_whole() -> None:
     """Its memory would be that of all slices, and so would the share that vLLM is given."""
     try:
@@ -174,8 +171,8 @@ def test_device_goes_before_the_users_own_setting(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("visible", "tensor_parallel", "indices"),
     [
-        pytest.param("2,3", 2, [2, 3], marks=pytest.mark.xfail(strict=True, reason="not read with --tensor-parallel")),
-        pytest.param("", 1, [], marks=pytest.mark.xfail(strict=True, reason="empty hides all GPUs from CUDA")),
+        pytest.param("2,3", 2, [2, 3]),
+        pytest.param("", 1, []),
     ],
 )
 def test_the_gpus_are_those_that_the_users_own_setting_leaves(
@@ -255,7 +252,6 @@ def test_a_slice_has_its_own_memory() -> None:
         check_fit(spec(), LLAMA, [sliced(0)], SLICES[0])
 
 
-@pytest.mark.xfail(strict=True, reason="it advises --tensor-parallel, which chosen_gpus refuses for a slice")
 def test_no_more_slices_are_advised_than_a_process_can_see() -> None:
     with pytest.raises(UsageError) as caught:
         check_fit(spec(), LLAMA, [sliced(0)], SLICES[0])
