@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 help:
 	@echo "make demo          set up, and measure the embedded engine at 1, 8 and 64 in flight"
 	@echo "make test          set up, and run the quick tests and the linters"
-	@echo "make test-engines  the slower suite: a real vLLM on the CPU (makes an environment of 3.4 GB)"
+	@echo "make test-engines  the slower suites: engines' whole lives, and a real vLLM on the CPU (3.4 GB)"
 	@echo "make bench         loadgen's own error and cost, next to other clients (two cores, a C compiler)"
 	@echo "make docs          make docs/metrics.md again from the code"
 
@@ -46,7 +46,7 @@ ifeq ($(VLLM_PYTHON),$(VLLM_VENV)/bin/python)
 test-engines: $(VLLM_VENV)/.made
 endif
 test-engines: $(VENV)/.dev
-	LOADGEN_VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/pytest -q -m engines
+	LOADGEN_VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/pytest -q -m 'engines or launches'
 
 docs: $(VENV)/.base
 	$(BIN)/python docs/make_metrics.py

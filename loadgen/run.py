@@ -282,7 +282,8 @@ class Run:
             self._disk_error = self._disk_error or error.strerror
 
     async def detach(self) -> None:
-        """Ends the workers and the watching; the folder stays."""
+        """Ends the workers and the watching; the folder stays. The engine's own end is no death then."""
+        self._launched = None
         if self._watcher is not None:
             await self._watcher.close()
             self._watcher = None

@@ -17,6 +17,7 @@ from loadgen.engines.sim import SimConfig
 
 FAKES = Path(__file__).resolve().parents[1] / "fakes"
 TRTLLM_VERSIONS = ("0.21.0", "1.0.0", "1.2.1", "1.3.0rc5")
+LAUNCHES = ("test_launch", "test_trtllm", "test_engine_sweeps")
 TTFT_S = 0.020
 TPOT_S = 0.002
 
@@ -25,6 +26,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "integration" in item.path.parts:
             item.add_marker(pytest.mark.integration)
+        if item.path.stem in LAUNCHES:
+            item.add_marker(pytest.mark.launches)
 
 
 @pytest.fixture(scope="session")
