@@ -38,15 +38,18 @@ twice)
         --input-tokens 256 --output-tokens 128 --output "$OUT/twice"
     ;;
 killed)
-    loadgen sweep --engine vllm --engine-python "$PYTHON" --engine-arg "$ENGINE_ARGS" --model shape:qwen1.5-4b \
-        --concurrency 64 --duration 600s --output "$OUT/killed" &
+    # Not the function above: in the background it would be a shell that is killed, and not loadgen.
+    "$PYTHON" -m loadgen sweep --engine vllm --engine-python "$PYTHON" --engine-arg "$ENGINE_ARGS" \
+        --model shape:qwen1.5-4b --concurrency 64 --duration 600s --output "$OUT/killed" &
     pid=$!
     until [ "$(wc -l < "$OUT/killed/records.jsonl" 2>/dev/null || echo 0)" -gt 200 ]; do sleep 1; done
     nvidia-smi --query-gpu=memory.used --format=csv,noheader
     kill -9 $pid
-    sleep 10
-    nvidia-smi --query-gpu=memory.used --format=csv,noheader
-    pgrep -fl 'vllm|loadgen' || echo "no process is left"
+    for second in 1 2 3 4 5 6 7 8 9 10; do
+        sleep 1
+        echo "after $second s: $(nvidia-smi --query-gpu=memory.used --format=csv,noheader)," \
+            "$(pgrep -fc 'vllm.entrypoints|VLLM::|engines/guard|loadgen.worker' || true) processes"
+    done
     loadgen report "$OUT/killed" | tail -20
     ;;
 esac

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from html import escape
 from typing import Any
 
 from loadgen import __version__
 from loadgen.records import Manifest
-from loadgen.report.terminal import SIMULATED, gpu_words, in_words, latency_ms, level_name, server_words, withheld
+from loadgen.report.terminal import SIMULATED, in_words, latency_ms, level_name, withheld
 from loadgen.summary import LevelSummary, Summary
 from loadgen.units import format_count, format_ms
 
@@ -59,6 +60,7 @@ def render(manifest: Manifest, summary: Summary) -> str:
             _charts(levels, summary.simulated),
             '<h2 id="verdicts">Verdicts</h2>',
             _verdicts(levels),
+            _engine_section(levels),
         ]
     else:
         body.append("<p>No level was measured.</p>")
@@ -113,9 +115,65 @@ def _table(levels: list[LevelSummary]) -> str:
     )
 
 
+# What the engine and the GPUs say of a level: a heading, and how to get it.
+_ENGINE_COLUMNS: list[tuple[str, Callable[[dict[str, Any]], str | None]]] = [
+    ("Running, mean", lambda s: _number(s.get("requests_running"), "mean", "{:.1f}")),
+    ("Waiting, mean", lambda s: _number(s.get("requests_waiting"), "mean", "{:.1f}")),
+    ("KV cache, most", lambda s: _number(s.get("kv_cache_usage"), "max", "{:.1%}")),
+    ("Prefix-cache hits", lambda s: _number(s, "prefix_cache_hit_rate", "{:.1%}")),
+    ("Preemptions", lambda s: f"{s['preemptions']:,}" if s.get("preemptions") else None),
+    ("TTFT in the engine, ms", lambda s: _ms(s, "ttft_s")),
+    ("Queue, ms", lambda s: _ms(s, "queue_s")),
+    ("Prefill, ms", lambda s: _ms(s, "prefill_s")),
+    ("Decode, ms", lambda s: _ms(s, "decode_s")),
+    ("Iteration, ms", lambda s: _ms(s, "iteration_s")),
+    ("Power, W", lambda s: _number(s.get("power_w"), "mean", "{:,.0f}")),
+    ("SM clock, MHz", lambda s: _number(s.get("sm_clock_mhz"), "mean", "{:,.0f}")),
+    ("Throttled", lambda s: ", ".join(f"{why} {part:.0%}" for why, part in s.get("throttle", {}).items()) or None),
+    ("Energy, J/token", lambda s: _number(s, "energy_per_output_token_j", "{:.3g}")),
+]
+
+
+def _number(values: dict[str, Any] | None, name: str, form: str) -> str | None:
+    return None if values is None or values.get(name) is None else form.format(values[name])
+
+
+def _ms(values: dict[str, Any], name: str) -> str | None:
+    return format_ms(values[name]) if name in values else None
+
+
+def _engine_section(levels: list[LevelSummary]) -> str:
+    """A table of what the engine and its first GPU say; nothing where they say nothing."""
+    seen = []
+    for level in levels:
+        gpu = level.gpu or {"devices": [{}]}
+        seen.append({**gpu["devices"][0], **(level.server or {}), **{k: v for k, v in gpu.items() if k != "devices"}})
+    columns = [(head, [cell(s) for s in seen]) for head, cell in _ENGINE_COLUMNS]
+    columns = [(head, cells) for head, cells in columns if any(cells)]
+    if not columns:
+        return ""
+    client = [latency_ms(level, "ttft_s", "mean") for level in levels]
+    heads = "".join(
+        f'<th scope="col">{escape(head)}</th>' for head in ["TTFT here, mean, ms", *(h for h, _ in columns)]
+    )
+    rows = [
+        f'<tr><th scope="row">{escape(level_name(level.load))}</th>'
+        + "".join(f"<td>{escape(cell or '-')}</td>" for cell in [client[i], *(cells[i] for _, cells in columns)])
+        + "</tr>"
+        for i, level in enumerate(levels)
+    ]
+    return (
+        '<h2 id="engine">What the engine and the GPU say</h2>'
+        '<div class="scroll" tabindex="0" role="region" aria-label="What the engine and the GPU say"><table><thead><tr>'
+        f'<th scope="col">In flight</th>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        "<p>The engine's times begin and end inside it; what its HTTP server and the network add is in the TTFT "
+        "measured here and not in these.</p>"
+    )
+
+
 def _charts(levels: list[LevelSummary], simulated: bool) -> str:
     def points(values: list[float | None], factor: float = 1.0) -> list[tuple[float, float | None, bool]]:
-        return [
+        found = [
             (
                 float(level.load["concurrency"]),
                 None if value is None else value * factor,
@@ -123,6 +181,7 @@ def _charts(levels: list[LevelSummary], simulated: bool) -> str:
             )
             for level, value in zip(levels, values, strict=True)
         ]
+        return sorted(found, key=lambda point: point[0])  # rounds go through the loads more than once
 
     def quantiles(field: str) -> list[Series]:
         found: list[Series] = []
@@ -211,9 +270,6 @@ def _verdicts(levels: list[LevelSummary]) -> str:
                 f"<li>{escape(load)}: <strong>{escape(reason.status)}</strong>: {escape(reason.text)}. "
                 f"What to do: {escape(reason.advice)}.</li>"
             )
-        for seen in (server_words(level.server or {}), gpu_words(level)):
-            if seen:
-                items.append(f"<li>{escape(load)}: {escape(seen)}.</li>")
     return f"<ul>{''.join(items)}</ul>"
 
 
