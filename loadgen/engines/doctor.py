@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from loadgen import __version__, environment, gpus
-from loadgen.engines.installs import Environment, Install, clean_environ, environments, installs_in, look_at
+from loadgen.engines.installs import Environment, Install, ask, environments, installs_in, look_at
 from loadgen.engines.spec import GIB
 
 TOOLS = {
@@ -90,9 +90,7 @@ def find_tool(name: str) -> Tool:
     if path is None:
         return Tool()
     try:
-        done = subprocess.run(
-            [path, "--version"], capture_output=True, text=True, timeout=TOOL_TIMEOUT_S, stdin=subprocess.DEVNULL
-        )
+        done = ask([path, "--version"], TOOL_TIMEOUT_S)
     except (OSError, subprocess.SubprocessError):
         return Tool(path=path)
     match = re.search(TOOLS[name], done.stdout + done.stderr)
@@ -156,15 +154,7 @@ def _engines(envs: Iterable[Environment], found: list[gpus.Gpu], libmpi: str | N
 def tensor_test(python: str) -> dict[str, Any]:
     """Adds two tensors on the GPU with an environment's torch, and checks every element."""
     try:
-        done = subprocess.run(
-            [python, "-c", _TENSOR_TEST],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=TENSOR_TEST_TIMEOUT_S,
-            env=clean_environ(),
-            stdin=subprocess.DEVNULL,
-        )
+        done = ask([python, "-c", _TENSOR_TEST], TENSOR_TEST_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         return {"ok": False, "error": f"no answer within {TENSOR_TEST_TIMEOUT_S} s"}
     except OSError as error:

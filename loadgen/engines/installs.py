@@ -122,6 +122,19 @@ def clean_environ() -> dict[str, str]:
     return environ
 
 
+def ask(argv: list[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """Runs a program of another environment for what it says."""
+    return subprocess.run(
+        argv,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=timeout_s,
+        env=clean_environ(),
+        stdin=subprocess.DEVNULL,
+    )
+
+
 def look_at(python: str) -> Environment:
     """What the environment of a Python holds.
 
@@ -130,15 +143,7 @@ def look_at(python: str) -> Environment:
     """
     path = shutil.which(python) or python
     try:
-        done = subprocess.run(
-            [path, "-c", _PROBE],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=PROBE_TIMEOUT_S,
-            env=clean_environ(),
-            stdin=subprocess.DEVNULL,
-        )
+        done = ask([path, "-c", _PROBE], PROBE_TIMEOUT_S)
     except (OSError, subprocess.SubprocessError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UsageError(f"--engine-python {python}: cannot be run: {reason}") from None
@@ -233,9 +238,7 @@ def help_text(argv: list[str]) -> str:
         UsageError: the program does not run, or shows no option.
     """
     try:
-        done = subprocess.run(
-            argv, capture_output=True, text=True, timeout=HELP_TIMEOUT_S, env=clean_environ(), stdin=subprocess.DEVNULL
-        )
+        done = ask(argv, HELP_TIMEOUT_S)
     except (OSError, subprocess.SubprocessError) as error:
         raise UsageError(f"{' '.join(argv)}: {error}") from None
     if not _OPTION.search(done.stdout):

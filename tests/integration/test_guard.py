@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import gone, wait_for
 
 from loadgen.engines.guard import MAX_LOG_BYTES
 from loadgen.engines.launch import GUARD, GuardedProcess
@@ -65,20 +66,6 @@ WAIT = "while True: time.sleep(60)\n"
 
 def python(code: str) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", code]
-
-
-def gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
-
-
-def wait_for(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def family_of(folder: Path) -> list[int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TTFT_S, read_request, scripted
+from conftest import TTFT_S, gone, read_request, scripted, wait_for
 
 from loadgen.engines.launch import RunningSim, launch_sim
 from loadgen.engines.sim import SimConfig
@@ -41,20 +41,6 @@ def children_of(pid: int) -> set[int]:
     for path in Path(f"/proc/{pid}/task/{pid}").glob("children"):
         found |= set(map(int, path.read_text().split()))
     return found
-
-
-def gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
-
-
-def wait_for(condition: Any, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def test_a_sweep_leaves_a_whole_run_folder(sim: RunningSim, tmp_path: Path) -> None:
