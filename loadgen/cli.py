@@ -239,8 +239,11 @@ def sweep(
         raise UsageError("--url and --engine exclude each other: attach to a server, or launch one")
     if interleave and len(kinds) < 2:
         raise UsageError("--interleave needs several engines: give --engine more than once")
-    if api_key and kinds:
-        raise UsageError("--api-key is for a server that runs already; an engine that loadgen launches has none")
+    if api_key and url is None:
+        given = click.get_current_context().get_parameter_source("api_key")
+        if given is click.core.ParameterSource.COMMANDLINE:
+            raise UsageError("--api-key is for a server that runs already; an engine that loadgen launches takes none")
+        api_key = None  # from the environment, meant for another server
     if offline_ceiling and "trtllm" not in kinds:
         raise UsageError("--offline-ceiling is TensorRT-LLM's: it goes with --engine trtllm")
     if offline_ceiling and mig:

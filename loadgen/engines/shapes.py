@@ -6,6 +6,7 @@ any weight is downloaded. What it says is noise.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -175,5 +176,8 @@ def write_model(folder: Path, shape: str = "tiny") -> Path:
         ("tokenizer_config.json", tokenizer_config),
         ("generation_config.json", {"bos_token_id": BYTE_TOKENS, "eos_token_id": BYTE_TOKENS}),
     ):
-        (folder / name).write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2))
+        # In one step: an engine that another loadgen launches may be reading it.
+        partial = folder / f"{name}.{os.getpid()}.part"
+        partial.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2))
+        partial.replace(folder / name)
     return folder
