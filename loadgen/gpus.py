@@ -9,6 +9,7 @@ sheets, dense.
 
 from __future__ import annotations
 
+import math
 import re
 from contextlib import contextmanager
 from functools import partial
@@ -310,7 +311,7 @@ def gpu_figures(
         for name in GPU_GAUGES:
             values = [v for r in inside if (v := getattr(r, name)) is not None]
             if values:
-                device[name] = {"mean": sum(values) / len(values), "min": min(values), "max": max(values)}
+                device[name] = {"mean": math.fsum(values) / len(values), "min": min(values), "max": max(values)}
         device["throttle"] = {
             reason: sum(reason in r.throttle for r in inside) / len(inside)
             for reason in THROTTLE_REASONS.values()
@@ -329,5 +330,5 @@ def gpu_figures(
     known = len(energies) == len(devices) and output_tokens
     return {
         "devices": devices,
-        "energy_per_output_token_j": sum(energies) / output_tokens if known and output_tokens else None,
+        "energy_per_output_token_j": math.fsum(energies) / output_tokens if known and output_tokens else None,
     }

@@ -178,7 +178,7 @@ class IterationPage:
 
 def _mean(values: Iterable[Any]) -> float | None:
     known = [float(value) for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    return math.fsum(known) / len(known) if known else None
 
 
 def _grown(first: ServerSample, last: ServerSample, name: str) -> float | None:
@@ -231,7 +231,7 @@ def server_figures(
     for name, metric in METRICS.items():
         values = [s.values[name] for s in inside if name in s.values]
         if metric.kind == "gauge" and values:
-            figures[name] = {"mean": sum(values) / len(values), "max": max(values)}
+            figures[name] = {"mean": math.fsum(values) / len(values), "max": max(values)}
     preempted = _grown(samples[0], samples[-1], "preemptions")
     if preempted is not None:
         figures["preemptions"] = int(preempted)

@@ -13,9 +13,11 @@ import pytest
 
 from loadgen.records import ClientSample, LevelMark, Manifest, RequestError, RequestRecord
 from loadgen.report import html, terminal
-from loadgen.summary import LevelSummary, Summary, summarize_level
+from loadgen.summary import LevelSummary, Summary, summarize_level, summarize_run
 
 GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).resolve().parents[2]
+PUBLISHED = sorted(path.parent for path in (ROOT / "reports").glob("vllm-*/**/summary.json"))
 MS = 1_000_000
 
 
@@ -229,3 +231,15 @@ def test_a_run_with_next_to_nothing_in_it_still_gives_both(levels: list[LevelSum
     made = Summary(simulated=False, levels=levels)
     assert terminal.render(manifest(), made)
     parsed(html.render(manifest(), made))
+
+
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: str(folder.relative_to(ROOT / "reports")))
+def test_a_published_run_still_gives_the_summary_that_was_published(folder: Path) -> None:
+    manifest, summary = summarize_run(folder)
+    assert msgspec.json.decode(msgspec.json.encode(summary)) == msgspec.json.decode(
+        (folder / "summary.json").read_bytes()
+    )
+    assert summary.valid
+    page = html.render(manifest, summary)
+    assert "What the engine and the GPU say" in page
+    assert all(line in (folder / "report.html").read_text() for line in page.splitlines() if line.startswith("<tr"))
