@@ -36,7 +36,8 @@ def format_ms(seconds: float | None, half_width_s: float | None = None) -> str:
     """Milliseconds with the digits that the sample supports.
 
     The last digit shown is the first one that the 95 % interval's half-width leaves uncertain;
-    without an interval three significant digits are shown. ``None`` gives ``"n/a"``.
+    without an interval three significant digits are shown. From 10 s on no decimals are. ``None``
+    gives ``"n/a"``.
     """
     if seconds is None or not math.isfinite(seconds):
         return "n/a"
@@ -47,7 +48,8 @@ def format_ms(seconds: float | None, half_width_s: float | None = None) -> str:
         decimals = 2 - math.floor(math.log10(abs(ms)))
     else:
         decimals = 0
-    return f"{ms:,.{min(max(decimals, 0), 3)}f}"
+    most = 3 if abs(ms) < 10_000 else 0
+    return f"{ms:,.{min(max(decimals, 0), most)}f}"
 
 
 def format_count(value: float) -> str:

@@ -90,6 +90,11 @@ def test_unknown_milliseconds_stay_unknown_beside_an_interval() -> None:
     assert format_ms(None, 0.001) == "n/a"
 
 
+def test_no_decimals_from_ten_seconds_on() -> None:
+    assert format_ms(9.99912, 1e-5) == "9,999.12"
+    assert format_ms(13.23555, 1e-5) == "13,236"
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
