@@ -7,9 +7,10 @@ so that it starts in a few milliseconds:
 
 It is a child subreaper (prctl(2)): what the engine's processes leave behind becomes its own child,
 also what has made itself a session of its own. When its standard input ends, which it does however
-loadgen ends, or a line comes, the engine gets SIGTERM, after ``stop_s`` seconds SIGKILL, and then
-everything that descends from the engine. Should the guard itself be killed, the kernel kills the
-engine (PR_SET_PDEATHSIG).
+loadgen ends, or a line comes, the engine gets SIGTERM, and after ``stop_s`` seconds SIGKILL. What
+it leaves behind gets SIGTERM too, and ``LEFTOVER_S`` seconds to end by itself, since Python's
+resource tracker, for one, frees shared memory then; after that it is killed. Should the guard
+itself be killed, the kernel kills the engine (PR_SET_PDEATHSIG).
 
 The engine's output goes through the guard into the log, of which at most ``MAX_LOG_BYTES`` are
 kept: the first part and the last.
@@ -38,6 +39,7 @@ PR_SET_CHILD_SUBREAPER = 36
 MAX_LOG_BYTES = 64 * 2**20
 KEPT_TAIL_BYTES = 2**20
 SETTLE_S = 0.05
+LEFTOVER_S = 2.0
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -166,6 +168,7 @@ class Guard:
         tell({"pid": self._pid})
         exit_code: int | None = None
         terminated_s: float | None = None
+        ended_s: float | None = None
         killed: set[int] = set()
         watched = [0, self._wake, self._output]
         while True:
@@ -184,7 +187,11 @@ class Guard:
                 break
             overdue = terminated_s is not None and now - terminated_s > self._stop_s
             # Once the engine itself has ended, what is left of it has no one to serve.
-            if exit_code is not None or overdue:
+            if exit_code is not None and ended_s is None:
+                ended_s = now
+                for pid in left:
+                    send(pid, signal.SIGTERM)
+            if overdue or (ended_s is not None and now - ended_s > LEFTOVER_S):
                 for pid in left:
                     send(pid, signal.SIGKILL)
                     killed.add(pid)
