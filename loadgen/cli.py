@@ -15,7 +15,7 @@ import click
 
 from loadgen import __version__
 from loadgen.cli_engines import engine_options, engine_specs, engines, sim_options
-from loadgen.errors import EngineError, LoadgenError, UsageError
+from loadgen.errors import LoadgenError, UsageError
 
 EPILOG = "Exit codes: 0 valid, 1 ran but a verdict failed, 2 usage or bad input, 3 an engine failed."
 DEFAULT_DURATION = "20s"
@@ -281,9 +281,7 @@ def sweep(
     _publish(spec.output, result.runs, as_json)
     for failure in result.failures:
         click.echo(f"loadgen: {failure}", err=True)
-    if result.failures:
-        return EngineError.exit_code
-    return 0 if result.valid else 1
+    return result.exit_code
 
 
 def _command() -> list[str]:

@@ -234,9 +234,6 @@ def write(path: Path, lines: Iterable[bytes]) -> None:
         raise DatasetError(path, f"cannot be written: {error.strerror}") from None
 
 
-FORMATS = ("loadgen", "trtllm-bench", "vllm")
-
-
 def convert(path: Path, to: str, output_tokens: int | None = None) -> Iterator[bytes]:
     """A dataset's lines in the format of another tool.
 

@@ -96,7 +96,6 @@ class Run:
         self._launched: Launched | None = None
         self._runner: Runner | None = None
         self._watcher: Watcher | None = None
-        self._page: control.MetricsPage | None = None
         self._engine_died = False
         self._disk_error: str | None = None
 
@@ -152,14 +151,12 @@ class Run:
             )
         except OSError as error:
             raise RunFolderError(f"{self.folder}: cannot be written: {error.strerror}; nothing was measured") from None
-        self._page = control.MetricsPage(url, spec.headers, spec.verify_tls, server.kind)
+        page = control.MetricsPage(url, spec.headers, spec.verify_tls, server.kind)
         uuids = launched.command.gpu_uuids if launched is not None else []
         # The GPUs of this host are a server's own only when loadgen started it here.
         session = self._nvml if launched is not None and launched.command.gpu_uuids else None
-        self._watcher = Watcher(
-            self.folder, self._page, session, uuids, periodic=spec.watch, waits=server.kind == "trtllm"
-        )
-        await self._page.read()  # the first read of a server takes longer than the others
+        self._watcher = Watcher(self.folder, page, session, uuids, periodic=spec.watch, waits=server.kind == "trtllm")
+        await page.read()  # the first read of a server takes longer than the others
         await asyncio.to_thread(self._runner.wait_ready)
 
     def _make_manifest(self, server: control.Server, endpoint: Endpoint) -> Manifest:
@@ -210,10 +207,9 @@ class Run:
         """Measures one level; its summary is in the folder when this returns."""
         assert self._runner is not None and self._watcher is not None
         runner, watcher = self._runner, self._watcher
-        if self._launched is not None and self._launched.command.resets_prefix_cache:
-            assert self._manifest is not None
-            if not await control.reset_prefix_cache(self._launched.url):
-                self._note("the prefix cache could not be emptied between levels; see cached_input in summary.json")
+        engine = self._launched
+        if engine and engine.command.resets_prefix_cache and not await control.reset_prefix_cache(engine.url):
+            self._note("the prefix cache could not be emptied between levels; see cached_input in summary.json")
         await watcher.start(level.index)
         self._listener.level_started(level)
         samples: list[ClientSample] = []

@@ -41,15 +41,16 @@ MAX_OFFLINE_REQUESTS = 2048
 
 
 class SweepResult(msgspec.Struct, kw_only=True):
-    """What a sweep left: each run's folder and summary, and the engines that failed."""
+    """What a sweep left: each run's folder and summary, what went wrong beside them, and the exit code."""
 
-    runs: list[tuple[Path, Summary]] = []
-    failures: list[str] = []
+    runs: list[tuple[Path, Summary]]
+    failures: list[str]
+    exit_code: int
 
     @property
     def valid(self) -> bool:
         """Whether every level of every run is VALID, and nothing failed."""
-        return bool(self.runs) and not self.failures and all(summary.valid for _, summary in self.runs)
+        return self.exit_code == 0
 
 
 def run_sweep(spec: SweepSpec, listener: Listener, interrupts: Interrupts) -> SweepResult:
@@ -110,7 +111,7 @@ class _Sweep:
         self._interrupts = interrupts
         self._nvml = session
         self._workers = workers
-        self._failures: list[str] = []
+        self._failures: list[LoadgenError] = []
         self._memory_before: dict[str, int] = {}
         names = [engine.name for engine in spec.engines]
         folders = [spec.output / name for name in names] if len(names) > 1 else [spec.output]
@@ -125,12 +126,18 @@ class _Sweep:
         for run in self._runs:
             run.finish()
         measured = [run for run in self._runs if run.summary.levels]
-        failures = self._failures + [f"{run.folder}: {run.failure}" for run in measured if run.failure]
-        if not measured and self._failures:
-            raise EngineError(self._failures[0])
         if not measured:
-            raise LoadgenError("interrupted before anything was measured")
-        return SweepResult(runs=[(run.folder, run.summary) for run in measured], failures=failures)
+            raise self._failures[0] if self._failures else LoadgenError("interrupted before anything was measured")
+        failures = self._failures + [EngineError(f"{run.folder}: {run.failure}") for run in measured if run.failure]
+        if not failures and len(measured) < len(self._runs):
+            left = ", ".join(run.folder.name for run in self._runs if run not in measured)
+            failures.append(LoadgenError(f"interrupted: not measured: {left}"))
+        valid = all(run.summary.valid for run in measured)
+        return SweepResult(
+            runs=[(run.folder, run.summary) for run in measured],
+            failures=[str(error) for error in failures],
+            exit_code=max((error.exit_code for error in failures), default=0 if valid else 1),
+        )
 
     async def attached(self) -> None:
         """A server that runs already."""
@@ -167,10 +174,10 @@ class _Sweep:
             return
         try:
             async with AsyncExitStack() as stack:
-                await self._start(stack, position, *self._cores())
+                await self._start(stack, position, *split_cores(self._workers))
                 await self._levels(run, levels)
-        except EngineError as error:
-            self._failures.append(str(error))
+        except LoadgenError as error:
+            self._failures.append(error)  # what was measured before is still to be shown
 
     async def _offline(self) -> None:
         """The ceiling of every TensorRT-LLM engine, after its server has gone: both need the GPU."""
@@ -186,7 +193,7 @@ class _Sweep:
                     run_offline, engine, self._spec.source, first, count, run.folder, self._listener.said
                 )
             except (EngineError, UsageError) as error:
-                self._failures.append(str(error))
+                self._failures.append(error)
 
     async def _levels(self, run: Run, levels: list[LevelSpec]) -> None:
         for level in levels:
@@ -209,7 +216,7 @@ class _Sweep:
             alive = []
             for run, outcome in zip(self._runs, started, strict=True):
                 if isinstance(outcome, EngineError):
-                    self._failures.append(str(outcome))
+                    self._failures.append(outcome)
                 elif isinstance(outcome, BaseException):
                     raise outcome
                 else:
@@ -241,12 +248,8 @@ class _Sweep:
         stack.push_async_callback(run.detach)
         await run.attach(launched.url, launched, worker_cores)
 
-    def _cores(self) -> tuple[set[int] | None, set[int] | None]:
-        """Cores for the engine and for the workers."""
-        return split_cores(self._workers)
-
     def _core_shares(self) -> list[tuple[set[int] | None, set[int] | None]]:
-        """The same for engines side by side: each gets its part of the engines' cores and of the workers'."""
+        """Cores for engines side by side: each gets its part of the engines' cores and of the workers'."""
         count = len(self._runs)
         engine_cores, worker_cores = split_cores(self._workers * count)
         if engine_cores is None or worker_cores is None:

@@ -96,7 +96,8 @@ class Watcher:
         return self._server, self._gpu
 
     async def close(self) -> None:
-        await self.pause()
+        if self._tasks:
+            await self.pause()
         await self._page.close()
 
     async def _stopped_after(self, seconds: float) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FAKES
+from conftest import FAKES, wait_for
 
 from loadgen import sweep as sweeping
 from loadgen.engines.sim import SimConfig
@@ -122,6 +123,28 @@ def test_an_engine_that_does_not_start_leaves_the_other_its_measurement(
     assert "4 in flight: VALID" in done.stdout
     assert (out / "sim" / "summary.json").exists()
     assert loadgen("report", str(out)).returncode == 0
+
+
+def test_ctrl_c_while_the_second_engine_starts_still_shows_the_first(
+    trtllm_installs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_TRTLLM_LOAD_S", "60")
+    out = tmp_path / "run"
+    words = load(out, trtllm_installs["1.2.1"], "--engine", "sim", "--engine", "trtllm")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "loadgen", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    wait_for((out / "trtllm" / "engine.log").exists)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=30)
+    assert "4 in flight: VALID" in stdout
+    assert (out / "sim" / "report.html").exists()
+    assert "interrupted while trtllm was starting" in stderr
+    assert process.returncode == 1
 
 
 def test_every_mig_slice_is_loaded_at_once_and_summed(trtllm_installs: dict[str, Path], tmp_path: Path) -> None:
