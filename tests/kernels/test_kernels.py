@@ -1,0 +1,33 @@
+"""Every kernel that comes with loadgen is right, at sizes that are odd: in Triton's interpreter, or on a GPU."""
+
+import pytest
+import torch
+
+from loadgen.microbench.check import judge, run_once
+from loadgen.microbench.kernel_file import KernelFile, find
+from loadgen.microbench.tensors import Make
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+FILES = {path.stem: KernelFile(path) for path in find([])}
+# Implementations that need a GPU: compiled ones.
+COMPILED = {"cuda", "compile"}
+
+
+def checks():
+    for name, kernel in FILES.items():
+        for which in kernel.implementations:
+            for index, params in enumerate(kernel.checks):
+                yield pytest.param(name, which, params, id=f"{name}-{which}-{index}")
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize(("name", "which", "params"), list(checks()))
+def test_right(name, which, params):
+    kernel = FILES[name]
+    if DEVICE == "cpu" and which in COMPILED:
+        pytest.skip("needs a GPU")
+    tensors = kernel.inputs(Make(DEVICE, seed=1), params)
+    want = kernel.reference(tensors)
+    assert set(want) <= set(kernel.outputs)
+    outcome = judge(kernel, run_once(kernel, kernel.implementations[which], tensors), want)
+    assert outcome.complaint is None
