@@ -15,6 +15,7 @@ import click
 
 from loadgen import __version__
 from loadgen.cli_engines import engine_options, engine_specs, engines, sim_options
+from loadgen.cli_kernels import kernels, measure_beside, report_kernels
 from loadgen.errors import LoadgenError, UsageError
 
 EPILOG = "Exit codes: 0 valid, 1 ran but a verdict failed, 2 usage or bad input, 3 an engine failed."
@@ -31,6 +32,7 @@ def cli() -> None:
     loadgen sweep --concurrency 1,8,64 --url http://127.0.0.1:8000
     loadgen sweep --concurrency 1,8,64 --engine vllm --engine trtllm --model M
     loadgen report RUN                                 the table and page of a run, again
+    loadgen kernels bench --model qwen1.5-4b           the GPU kernels that servers stand on
     loadgen calibrate                                  what this machine can measure
     """
 
@@ -162,6 +164,8 @@ def _source(dataset: str | None, input_tokens: str | None, output_tokens: str | 
 @click.option("--mig", type=click.Choice(["all"]), help="One engine on each slice, all at once.")
 @click.option("--offline-ceiling", is_flag=True,
               help="TensorRT-LLM: run trtllm-bench on the same prompts too, and show its throughput.")  # fmt: skip
+@click.option("--kernels", "with_kernels", is_flag=True,
+              help="After an engine has ended, measure its kernels at the sizes that it served.")  # fmt: skip
 @click.option("--watch/--no-watch", default=True,
               help="Sample the engine's own metrics and the GPUs while a level runs.")  # fmt: skip
 @click.option("--warmup/--no-warmup", default=True, help="Let every slot turn over once before measuring.")
@@ -199,6 +203,7 @@ def sweep(
     interleave: bool,
     mig: str | None,
     offline_ceiling: bool,
+    with_kernels: bool,
     watch: bool,
     warmup: bool,
     endpoint: str | None,
@@ -248,6 +253,11 @@ def sweep(
         raise UsageError("--offline-ceiling is TensorRT-LLM's: it goes with --engine trtllm")
     if offline_ceiling and mig:
         raise UsageError("--offline-ceiling and --mig all exclude each other")
+    if with_kernels and (url is not None or not kinds or "sim" in kinds or mig):
+        raise UsageError(
+            "--kernels goes with --engine vllm or trtllm, which leave the GPU free when they end; for a server that "
+            "runs already: loadgen kernels bench --from RUN, then loadgen report RUN KERNELS"
+        )
     specs = [] if url is not None else engine_specs(kinds or ("sim",), model, mig is not None, options)
     name = model or "server" if url is not None else "-".join(engine.name for engine in specs[:4])
     spec = SweepSpec(
@@ -278,10 +288,12 @@ def sweep(
         click.echo("No --url given: measuring the embedded engine; every figure is SIMULATED.", err=True)
     with Interrupts().watching() as interrupts:
         result = run_sweep(spec, Progress(sys.stderr, together=mig is not None), interrupts)
+        if with_kernels:
+            result.failures += measure_beside(result.runs, interrupts)
     _publish(spec.output, result.runs, as_json)
     for failure in result.failures:
         click.echo(f"loadgen: {failure}", err=True)
-    return result.exit_code
+    return result.exit_code or (1 if result.failures else 0)
 
 
 def _command() -> list[str]:
@@ -295,22 +307,29 @@ def _command() -> list[str]:
     return words
 
 
-def _publish(folder: Path, runs: list[tuple[Path, Any]], as_json: bool) -> None:
-    """Writes each run's report.html and prints the results, several side by side."""
+def _publish(folder: Path, runs: list[tuple[Path, Any]], as_json: bool, kernels: Path | None = None) -> None:
+    """Writes each run's report.html and prints the results, several side by side.
+
+    Kernels that were measured for a run stand in its folder ``kernels``, or in the one given.
+    """
     import msgspec
 
     from loadgen.offline import REPORT_FILE, read_offline_report
     from loadgen.records import read_manifest
     from loadgen.report import html, terminal
+    from loadgen.report.kernels import render as render_kernels
+    from loadgen.report.waterfall import read_beside
+    from loadgen.report.waterfall import render as render_waterfalls
 
-    pages, manifests = [], []
+    pages, manifests, beside = [], [], []
     for run, summary in runs:
         manifest = read_manifest(run)
         manifests.append(manifest)
         page = run / "report.html"
         pages.append(page)
+        beside.append(read_beside(kernels or run / "kernels", summary))
         try:
-            page.write_text(html.render(manifest, summary))
+            page.write_text(html.render(manifest, summary, beside[-1]))
         except OSError as error:
             click.echo(f"loadgen: {page}: cannot be written: {error.strerror}", err=True)
     if as_json:
@@ -318,8 +337,11 @@ def _publish(folder: Path, runs: list[tuple[Path, Any]], as_json: bool) -> None:
         value = runs[0][1] if runs[0][0] == folder else several
         click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
         return
-    for manifest, (run, summary) in zip(manifests, runs, strict=True):
+    for manifest, (run, summary), found in zip(manifests, runs, beside, strict=True):
         click.echo(terminal.render(manifest, summary))
+        if found is not None:
+            click.echo(render_kernels(found.manifest, found.records))
+            click.echo(render_waterfalls(found.waterfalls))
         if (run / REPORT_FILE).exists():
             click.echo(terminal.offline(read_offline_report(run / REPORT_FILE), summary))
     if len(runs) > 1:
@@ -333,18 +355,26 @@ def _publish(folder: Path, runs: list[tuple[Path, Any]], as_json: bool) -> None:
 
 @cli.command(epilog=EPILOG)
 @click.argument("run", type=click.Path(path_type=Path))
+@click.argument("kernels", type=click.Path(path_type=Path), required=False)
 @click.option("--offline", type=click.Path(path_type=Path), metavar="FILE",
               help="A --report_json of trtllm-bench throughput, kept in the run and shown beside it.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON instead of the table.")
-def report(run: Path, offline: Path | None, as_json: bool) -> int:
+def report(run: Path, kernels: Path | None, offline: Path | None, as_json: bool) -> int:
     """Make a run's table and page again from its records, finished or not.
 
-    RUN is a run folder, or the folder of a sweep over several engines.
+    RUN is a run folder, or the folder of a sweep over several engines. KERNELS is a folder of
+    `loadgen kernels bench --from RUN`: its figures are put beside TTFT and TPOT. Alone, such a
+    folder gives its table.
     """
+    from loadgen.microbench.records import is_kernel_folder
     from loadgen.offline import REPORT_FILE, read_offline_report
     from loadgen.records import write_json
     from loadgen.summary import run_folders, summarize_run
 
+    if kernels is None and is_kernel_folder(run):
+        return report_kernels(run, as_json)
+    if kernels is not None and not is_kernel_folder(kernels):
+        raise UsageError(f"{kernels}: is no folder of loadgen kernels bench")
     runs = []
     folders = run_folders(run)
     if offline is not None:
@@ -361,7 +391,7 @@ def report(run: Path, offline: Path | None, as_json: bool) -> int:
                 write_json(path, summary)
             except OSError as error:
                 click.echo(f"loadgen: {path}: cannot be written: {error.strerror}", err=True)
-    _publish(run, runs, as_json)
+    _publish(run, runs, as_json, kernels)
     return 0 if all(summary.valid for _, summary in runs) else 1
 
 
@@ -393,6 +423,7 @@ def calibrate(concurrency: str, duration: str, workers: int | None, as_json: boo
 
 
 cli.add_command(engines)
+cli.add_command(kernels)
 
 
 @cli.group("dataset")

@@ -14,6 +14,11 @@ from loadgen.errors import UsageError
 SHAPE_PREFIX = "shape:"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json", "tekken.json")
+# What the sizes of a model's kernels follow from.
+SHAPE_FIELDS = (
+    "model_type", "vocab_size", "max_position_embeddings", "hidden_size", "intermediate_size", "num_hidden_layers",
+    "num_attention_heads", "num_key_value_heads", "head_dim", "rope_theta", "torch_dtype", "dtype",
+)  # fmt: skip
 BYTES_OF_DTYPE = {
     "float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2, "fp8": 1, "float8_e4m3fn": 1, "int8": 1,
 }  # fmt: skip
@@ -53,10 +58,11 @@ class Model(msgspec.Struct, kw_only=True):
 
     @property
     def facts(self) -> dict[str, object]:
-        """What the manifest keeps of the model, as far as its config tells."""
+        """What the manifest keeps of the model, as far as its config tells: its size and its shape."""
         inner = self.config.get("pretrained_config") or self.config
-        names = ("model_type", "vocab_size", "max_position_embeddings")
-        return {name: inner[name] for name in names if name in inner} | {"weight_bytes": self.weight_bytes(None)}
+        found = {name: inner[name] for name in SHAPE_FIELDS if name in inner}
+        quantization = {"quantization": self.quantization} if self.quantization else {}
+        return found | quantization | {"weight_bytes": self.weight_bytes(None)}
 
     def weight_bytes(self, dtype: str | None) -> int | None:
         """What the weights take in memory: from the files where there are any, else from the shape.

@@ -15,7 +15,8 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         import torch
 
         torch._dynamo.config.recompile_limit = 64  # one a case; beyond the limit it would quietly run eagerly
-        return torch.compile(function)
+        result: Callable[..., Any] = torch.compile(function)
+        return result
 
     def run(**tensors: Any) -> Any:
         return made()(**tensors)

@@ -75,7 +75,9 @@ class ModelShape(msgspec.Struct, frozen=True, kw_only=True):
                 dtype=_dtype(dtype, config),
             )
         except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-            raise UsageError(f"{name}: its config.json has no usable {error}; its kernels' shapes are not known") from None
+            raise UsageError(
+                f"{name}: its config.json has no usable {error}; its kernels' shapes are not known"
+            ) from None
         return shape
 
     @property

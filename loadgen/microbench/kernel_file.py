@@ -13,8 +13,9 @@ What such a file holds, all at module level::
     IMPLEMENTATIONS = {"triton": f}       f(**inputs) writes OUTPUTS, or returns them in that order
     BASELINES = {"eager": g, ...}         the same, by others; one that is not installed raises ImportError
 
-and, where the defaults do not fit: ``compare(got, want)`` -> complaints, ``TOLERANCES``, and
-``needs(**params)`` -> (compute capability it needs, why).
+and, where the defaults do not fit: ``compare(got, want)`` -> complaints, ``TOLERANCES``,
+``needs(**params)`` -> (compute capability it needs, why), and ``matrix_dtype(**params)`` -> the dtype at
+whose matrix rate its flops are limited (none: only the memory limits it).
 """
 
 from __future__ import annotations
@@ -89,7 +90,9 @@ def describe(path: Path) -> Described:
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
     except (SyntaxError, ValueError) as error:
-        raise UsageError(f"{path}:{getattr(error, 'lineno', 1)}: is no Python: {getattr(error, 'msg', error)}") from None
+        raise UsageError(
+            f"{path}:{getattr(error, 'lineno', 1)}: is no Python: {getattr(error, 'msg', error)}"
+        ) from None
     names: dict[str, ast.AST] = {}
     for node in tree.body:
         if isinstance(node, ast.FunctionDef):
@@ -113,7 +116,9 @@ def _check_names(path: Path, names: set[str]) -> None:
     if "cases" not in names and "CASES" not in names:
         missing.append("cases (or CASES)")
     if missing:
-        raise UsageError(f"{path}: is no kernel file: it has no {', '.join(missing)}; docs/kernels.md says what they are")
+        raise UsageError(
+            f"{path}: is no kernel file: it has no {', '.join(missing)}; docs/kernels.md says what they are"
+        )
 
 
 class KernelFile:
@@ -169,6 +174,11 @@ class KernelFile:
         """The least compute capability for these parameters and why; None for any."""
         function = getattr(self.module, "needs", None)
         return None if function is None else function(**params)
+
+    def matrix_dtype(self, params: dict[str, Any]) -> str | None:
+        """Operands' dtype on the matrix units; None where the flops do not matter."""
+        function = getattr(self.module, "matrix_dtype", None)
+        return None if function is None else str(function(**params))
 
     @property
     def compare(self) -> Callable[..., list[str]] | None:

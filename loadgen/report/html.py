@@ -9,7 +9,9 @@ from typing import Any
 
 from loadgen import __version__
 from loadgen.records import Manifest
+from loadgen.report.kernels import heading as kernel_heading
 from loadgen.report.terminal import SIMULATED, in_words, latency_ms, level_name, withheld
+from loadgen.report.waterfall import Beside, Waterfall
 from loadgen.summary import LevelSummary, Summary
 from loadgen.units import format_count, format_ms
 
@@ -34,15 +36,19 @@ font-weight:600;margin:8px 0}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(400px,100%),1fr));gap:16px}
 figure{margin:0;background:var(--card);border-radius:8px;padding:12px}figcaption{font-weight:600;font-size:14px}
 svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font:11px system-ui,sans-serif}
-li{margin:4px 0}dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 16px;font-size:14px}
+caption{text-align:left;font-weight:600;padding:12px 8px 4px}li{margin:4px 0}dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 16px;font-size:14px}
 dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
 """
 
 Series = tuple[str, str, list[tuple[float, float | None, bool]]]
 
 
-def render(manifest: Manifest, summary: Summary) -> str:
-    """The page."""
+def render(manifest: Manifest, summary: Summary, beside: Beside | None = None) -> str:
+    """The page.
+
+    Args:
+        beside: the kernels at the sizes that the run served, where they were measured.
+    """
     title = f"{manifest.engine['kind']} serving {manifest.engine['model']}"
     mark = f'<p class="mark">{escape(SIMULATED)}</p>' if summary.simulated else ""
     levels = summary.levels
@@ -61,6 +67,7 @@ def render(manifest: Manifest, summary: Summary) -> str:
             '<h2 id="verdicts">Verdicts</h2>',
             _verdicts(levels),
             _engine_section(levels),
+            _kernel_section(beside) if beside is not None else "",
         ]
     else:
         body.append("<p>No level was measured.</p>")
@@ -168,6 +175,80 @@ def _engine_section(levels: list[LevelSummary]) -> str:
         f'<th scope="col">In flight</th>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
         "<p>The engine's times begin and end inside it; what its HTTP server and the network add is in the TTFT "
         "measured here and not in these.</p>"
+    )
+
+
+def _kernel_section(beside: Beside) -> str:
+    """The waterfalls, from the data sheet's roof to what was served, and each kernel of the steps."""
+    parts = ['<h2 id="kernels">Kernels beside TTFT and TPOT</h2>', f"<p>{escape(kernel_heading(beside.manifest))}</p>"]
+    parts.append('<div class="charts">')
+    parts += [_waterfall(fall) for fall in beside.waterfalls]
+    parts.append("</div>")
+    for fall in beside.waterfalls:
+        if not fall.parts:
+            continue
+        rows = "".join(
+            f'<tr><th scope="row" class="word">{escape(f"{part.kernel} {part.label}".strip())}</th>'
+            f'<td class="word">{escape(part.implementation)}</td><td>{part.per_step}</td>'
+            f"<td>{part.call_s * 1e6:,.1f}</td><td>{format_ms(part.total_s)}</td>"
+            f"<td>{part.total_s / fall.kernels_s:.1%}</td><td>{part.roof_s / part.total_s:.0%}</td></tr>"
+            for part in fall.parts
+        )
+        title = _fall_title(fall)
+        heads = "".join(
+            f'<th scope="col">{head}</th>'
+            for head in ("A step", "A call, us", "A step, ms", "Of the sum", "Of the roof")
+        )
+        parts.append(
+            f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(title)}"><table><caption>{escape(title)}'
+            '</caption><thead><tr><th scope="col" class="word">Kernel</th><th scope="col" class="word">Best</th>'
+            f"{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
+        )
+    return "\n".join(parts)
+
+
+def _fall_title(fall: Waterfall) -> str:
+    step = fall.step
+    return f"{fall.metric.upper()} at {in_words(fall.load)}: {step.phase} of {step.sequences} x {step.context} tokens"
+
+
+def _waterfall(fall: Waterfall) -> str:
+    """Bars from the data sheet's roof down to what was served; the steps between them are the gaps."""
+    title = _fall_title(fall)
+    if fall.missing or fall.served_s is None:
+        what = ", ".join(fall.missing) or "nothing was served"
+        return f"<figure><figcaption>{escape(title)}</figcaption><p>No sum: {escape(what)}.</p></figure>"
+    bars: list[tuple[str, float, float, bool]] = [("data sheet roof", 0.0, fall.sheet_roof_s, False)]
+    at = fall.sheet_roof_s
+    totals = {0: ("measured roof", fall.roof_s), 2: ("sum of kernels", fall.kernels_s)}
+    for index, gap in enumerate(fall.gaps):
+        bars.append((gap.name, at, gap.seconds, True))
+        at += gap.seconds
+        if index in totals:
+            bars.append((totals[index][0], 0.0, totals[index][1], False))
+    bars.append((f"served {fall.metric.upper()}", 0.0, fall.served_s, False))
+    most = max(max(start, start + size) for _, start, size, _ in bars)
+    left, right, row = 150, 64, 20
+    scale = (WIDTH - left - right) / most
+    shapes = []
+    for place, (name, start, size, is_gap) in enumerate(bars):
+        y = TOP + place * row
+        low, high = sorted((start, start + size))
+        width = max((high - low) * scale, 1.0)
+        fill = "var(--b)" if is_gap else "var(--a)"
+        sign = "+" if is_gap and size >= 0 else ""
+        shapes.append(
+            f'<text x="{left - 6}" y="{y + 11}" text-anchor="end">{escape(name)}</text>'
+            f'<rect x="{left + max(low, 0.0) * scale:.1f}" y="{y}" width="{width:.1f}" height="{row - 6}" fill="{fill}"/>'
+            f'<text x="{left + max(high, 0.0) * scale + 4:.1f}" y="{y + 11}">{sign}{format_ms(size)}</text>'
+        )
+    height = TOP + len(bars) * row + 8
+    reasons = "".join(
+        f"<li>{escape(gap.name)}, {format_ms(gap.seconds)} ms: {escape(gap.why)}.</li>" for gap in fall.gaps
+    )
+    return (
+        f'<figure><figcaption>{escape(title)}, ms</figcaption><svg viewBox="0 0 {WIDTH} {height}" role="img" '
+        f'aria-label="{escape(title)}">{"".join(shapes)}</svg><ul>{reasons}</ul></figure>'
     )
 
 

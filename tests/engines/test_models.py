@@ -159,12 +159,9 @@ def test_quantization(config: dict[str, Any], quantization: str | None) -> None:
 
 def test_facts_are_what_the_config_tells() -> None:
     model = Model(path="x", name="x", local=False, config={**LLAMA_8B, "torch_dtype": "bfloat16"})
-    assert model.facts == {
-        "model_type": "llama",
-        "vocab_size": 128_256,
-        "max_position_embeddings": 131_072,
-        "weight_bytes": 16_060_522_496,
-    }
+    assert model.facts == {**LLAMA_8B, "torch_dtype": "bfloat16", "weight_bytes": 16_060_522_496}
+    quantized = Model(path="x", name="x", local=False, config={"quantization_config": {"quant_method": "awq"}})
+    assert quantized.facts == {"quantization": "awq", "weight_bytes": None}
     engine = Model(path="x", name="x", local=True, config={"pretrained_config": {"vocab_size": 5}, "build_config": {}})
     assert engine.facts == {"vocab_size": 5, "weight_bytes": None}
     assert Model(path="a/b", name="a/b", local=False).facts == {"weight_bytes": None}
