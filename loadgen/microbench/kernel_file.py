@@ -11,11 +11,17 @@ What such a file holds, all at module level::
     def reference(**inputs): ...          -> dict of the outputs, in float32 or float64
     def traffic(**params): ...            -> (bytes, flops) that the work cannot do without
     IMPLEMENTATIONS = {"triton": f}       f(**inputs) writes OUTPUTS, or returns them in that order
-    BASELINES = {"eager": g, ...}         the same, by others; one that is not installed raises ImportError
+    BASELINES = {"eager": g, ...}         the same, by others
 
-and, where the defaults do not fit: ``compare(got, want)`` -> complaints, ``TOLERANCES``,
-``needs(**params)`` -> (compute capability it needs, why), and ``matrix_dtype(**params)`` -> the dtype at
-whose matrix rate its flops are limited (none: only the memory limits it).
+An implementation that is not installed raises ImportError, one that does not take a case's parameters
+NotImplementedError: it is then left out of that case, with its message. What a file may hold besides,
+where the defaults do not fit:
+
+    def compare(got, want): ...           -> complaints; none when it is right
+    TOLERANCES = {"out": Tolerance(...)}  by output, instead of those by dtype
+    def needs(**params): ...              -> (least compute capability, why), or None
+    def matrix_dtype(**params): ...       -> the dtype at whose matrix rate its flops are limited; without it
+                                          only the memory limits it
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def render(profile: Profile) -> str:
             for line in (
                 f"{facts.kernel}, {facts.implementation}: {params}",
                 f"{facts.device} (sm_{major}{minor}), {program}{f' {version}' if version else ''}{mode}, "
-                f"{facts.calls} calls",
+                f"{facts.calls} calls; times in us",
             )
         )
     ]
@@ -137,7 +137,7 @@ def _table(kind: Kind, records: list[ProfileRecord]) -> str:
         end = format_us(record.max_s) if kind != "memory_copy" else "-" if moved is None else format_bytes(moved)
         count = "-" if record.calls is None else f"{record.calls:,}"
         lines.append(f"{name:<34}{count:>6}" + "".join(f"{cell:>10}" for cell in [*cells, end]))
-    return "\n".join([*lines, "(us)"])
+    return "\n".join(lines)
 
 
 def _counters(record: ProfileRecord) -> str:
@@ -190,6 +190,11 @@ def explain(tool: Tool, mode: Mode | None, records: list[ProfileRecord], facts: 
         texts.append(_explain_launch(launch))
     if kernels:
         texts.append(_explain_kernel(kernels[0]))
+        if len(kernels) > 1 and (seconds := gpu_time_per_call_s(records)) is not None:
+            texts.append(
+                f"GPU time: a call runs {len(kernels)} different kernels; the medians of all that it runs sum up to "
+                f"{format_us(seconds)} us, without the gaps between them."
+            )
         texts.append(_explain_l2(records, facts))
     texts.append(_explain_cost(tool, records, kernels))
     return texts
@@ -263,7 +268,7 @@ def _explain_kernel(record: ProfileRecord) -> str:
     )
     if record.first_s is not None and record.median_s is not None:
         many = "" if record.calls is None else f" of {record.calls:,}"
-        text += f"First {format_us(record.first_s)} us, median{many} {format_us(record.median_s)} us"
+        text += f"First {format_us(record.first_s)} us, median{many}: {format_us(record.median_s)} us"
         text += (
             ": the first met cold caches, cold address translation, or clocks still low. "
             if record.first_s >= SLOW_FIRST * record.median_s
@@ -292,6 +297,10 @@ def _explain_l2(records: list[ProfileRecord], facts: Facts) -> str:
     )
 
 
+def _times(calls: int | None) -> str:
+    return "1 time" if calls == 1 else f"{calls} times"
+
+
 def _explain_cost(tool: Tool, records: list[ProfileRecord], kernels: list[ProfileRecord]) -> str:
     text = (
         "Profiler: a callback at each CUDA call lengthens the host's times (call, launch), so that gaps on the GPU "
@@ -299,7 +308,7 @@ def _explain_cost(tool: Tool, records: list[ProfileRecord], kernels: list[Profil
     )
     overhead = [record for record in records if record.kind == "overhead" and record.total_s]
     if overhead:
-        seen = "; ".join(f"{r.name} {r.calls} times, {format_us(r.total_s)} us together" for r in overhead)
+        seen = "; ".join(f"{r.name}, {_times(r.calls)}, {format_us(r.total_s)} us" for r in overhead)
         text += f" It says of itself: {seen}. Loading of modules and functions among these is CUDA's, once each."
     elif tool == "torch":
         text += " It recorded no overhead of its own here, which does not mean that there was none."
@@ -327,12 +336,11 @@ def _explain_ncu(records: list[ProfileRecord], facts: Facts) -> list[str]:
             f"computes ({format_bytes(facts.least_bytes)}). "
         )
         text += (
-            "Less than the least: what was written still lay in L2 at the end, and what was written after being read "
-            "need not move twice."
+            "Less than the least: what was written last still lay in L2 when the launch ended."
             if ratio < 0.98
             else "More: data is fetched twice, or sectors are fetched of which a part is used."
             if ratio > 1.1
-            else "Nothing is fetched twice."
+            else "That is about the least."
         )
         texts.append(text)
     for record in found:

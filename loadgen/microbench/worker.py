@@ -217,7 +217,7 @@ class Bench:
                 got = run_once(kernel, function, tensors)
                 self._synchronize()
                 outcome = judge(kernel, got, want)
-            except ImportError as error:
+            except (ImportError, NotImplementedError) as error:
                 attempt.status, attempt.message = "skipped", _first_line(error)
             except torch.cuda.OutOfMemoryError as error:
                 attempt.status, attempt.message = "out_of_memory", _first_line(error)

@@ -36,7 +36,8 @@ font-weight:600;margin:8px 0}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(400px,100%),1fr));gap:16px}
 figure{margin:0;background:var(--card);border-radius:8px;padding:12px}figcaption{font-weight:600;font-size:14px}
 svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font:11px system-ui,sans-serif}
-caption{text-align:left;font-weight:600;padding:12px 8px 4px}li{margin:4px 0}dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 16px;font-size:14px}
+caption{text-align:left;font-weight:600;padding:12px 8px 4px}
+li{margin:4px 0}dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 16px;font-size:14px}
 dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
 """
 
@@ -188,7 +189,7 @@ def _kernel_section(beside: Beside) -> str:
         if not fall.parts:
             continue
         rows = "".join(
-            f'<tr><th scope="row" class="word">{escape(f"{part.kernel} {part.label}".strip())}</th>'
+            f'<tr><th scope="row" class="word">{escape(part.name)}</th>'
             f'<td class="word">{escape(part.implementation)}</td><td>{part.per_step}</td>'
             f"<td>{part.call_s * 1e6:,.1f}</td><td>{format_ms(part.total_s)}</td>"
             f"<td>{part.total_s / fall.kernels_s:.1%}</td><td>{part.roof_s / part.total_s:.0%}</td></tr>"
@@ -200,9 +201,9 @@ def _kernel_section(beside: Beside) -> str:
             for head in ("A step", "A call, us", "A step, ms", "Of the sum", "Of the roof")
         )
         parts.append(
-            f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(title)}"><table><caption>{escape(title)}'
-            '</caption><thead><tr><th scope="col" class="word">Kernel</th><th scope="col" class="word">Best</th>'
-            f"{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
+            f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(title)}"><table>'
+            f'<caption>{escape(title)}</caption><thead><tr><th scope="col" class="word">Kernel</th>'
+            f'<th scope="col" class="word">Best</th>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
         )
     return "\n".join(parts)
 
@@ -239,7 +240,7 @@ def _waterfall(fall: Waterfall) -> str:
         sign = "+" if is_gap and size >= 0 else ""
         shapes.append(
             f'<text x="{left - 6}" y="{y + 11}" text-anchor="end">{escape(name)}</text>'
-            f'<rect x="{left + max(low, 0.0) * scale:.1f}" y="{y}" width="{width:.1f}" height="{row - 6}" fill="{fill}"/>'
+            f'<rect x="{left + max(low, 0.0) * scale:.1f}" y="{y}" width="{width:.1f}" height="14" fill="{fill}"/>'
             f'<text x="{left + max(high, 0.0) * scale + 4:.1f}" y="{y + 11}">{sign}{format_ms(size)}</text>'
         )
     height = TOP + len(bars) * row + 8

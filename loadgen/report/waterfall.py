@@ -56,6 +56,10 @@ class Part(msgspec.Struct, kw_only=True):
     roof_s: float
     sheet_roof_s: float
 
+    @property
+    def name(self) -> str:
+        return f"{self.kernel} {self.label}".strip()
+
 
 class Gap(msgspec.Struct, kw_only=True):
     """What lies between two lines of the waterfall."""
@@ -176,7 +180,7 @@ def _start(
     result.kernels_s = sum(part.total_s for part in result.parts)
     result.own_kernels_s = own_s
     worst = sorted(result.parts, key=lambda part: part.roof_s - part.total_s)[:3]
-    names = ", ".join(f"{p.kernel} {p.label}".strip() + f" {format_ms(p.total_s - p.roof_s)} ms" for p in worst)
+    names = ", ".join(p.name + f" {format_ms(p.total_s - p.roof_s)} ms" for p in worst)
     result.gaps = [
         Gap(
             name="below the data sheet",
@@ -291,7 +295,7 @@ def _render_one(fall: Waterfall) -> str:
     lines.append(line("sum of kernels", fall.kernels_s, False))
     lines += [line(f"  {gap.name}", gap.seconds, True) for gap in fall.gaps[3:]]
     lines.append(line(f"served {name}", fall.served_s, False))
-    parts = [f"{p.kernel} {p.label}".strip() + f" {p.total_s / fall.kernels_s:.0%}" for p in fall.parts[:6]]
+    parts = [p.name + f" {p.total_s / fall.kernels_s:.0%}" for p in fall.parts[:6]]
     words = [f"the sum: {', '.join(parts)}"]
     if fall.own_kernels_s is not None:
         words.append(f"by loadgen's own kernels alone it is {format_ms(fall.own_kernels_s)} ms")

@@ -29,5 +29,9 @@ def test_right(name, which, params):
     tensors = kernel.inputs(Make(DEVICE, seed=1), params)
     want = kernel.reference(tensors)
     assert set(want) <= set(kernel.outputs)
-    outcome = judge(kernel, run_once(kernel, kernel.implementations[which], tensors), want)
+    try:
+        got = run_once(kernel, kernel.implementations[which], tensors)
+    except NotImplementedError as error:
+        pytest.skip(str(error))
+    outcome = judge(kernel, got, want)
     assert outcome.complaint is None
