@@ -110,8 +110,7 @@ class CaseSamples(msgspec.Struct, kw_only=True):
 
     Attributes:
         bytes, flops: by the kernel file's ``traffic``.
-        rotating_bytes: what rotates of one call's tensors, in bytes of the tensors.
-        staying_bytes: the tensors that stay.
+        staying_bytes: the tensors that do not rotate.
         clocks: NVML's readings while it was timed.
     """
 
@@ -236,11 +235,9 @@ def memory_bytes(samples: CaseSamples) -> float:
     """Bytes of a call that must come from or go to memory in this cache state, as far as that is certain."""
     if samples.state == "hot" or samples.rotation is None:
         return 0.0
-    touched = samples.rotation.rotating_bytes + samples.staying_bytes
-    if samples.staying_bytes >= HOT_CACHES * samples.rotation.cache_bytes or touched == 0:
+    if samples.staying_bytes >= HOT_CACHES * samples.rotation.cache_bytes:
         return samples.bytes
-    # A rotating tensor may be larger than what a call touches of it (a KV pool): no more than is left is certain.
-    return min(float(samples.rotation.rotating_bytes), max(samples.bytes - samples.staying_bytes, 0.0))
+    return float(samples.rotation.touched_bytes)
 
 
 def records_of(samples: CaseSamples, peaks: Peaks) -> list[KernelRecord]:
@@ -328,7 +325,7 @@ def _doubts(record: KernelRecord, samples: CaseSamples, certain: float, peaks: P
         notes.append(f"outside a CUDA graph a call takes {record.wall_s * 1e6:.1f} us of host time")
     rotation = samples.rotation
     if samples.state != "hot" and rotation is not None:
-        if rotation.rotating_bytes and not rotation.proven:
+        if rotation.set_bytes and not rotation.proven:
             notes.append("warm cache: too little memory for a rotation that exceeds the cache")
         if certain < samples.bytes * 0.5:
             notes.append("its tensors are mostly in the cache: its share of the memory's bandwidth can exceed 100 %")

@@ -297,8 +297,10 @@ class Bench:
         assert self._facts is not None
         every = {name for name, value in tensors.items() if isinstance(value, torch.Tensor)}
         turning = {"cold": every, "serving": every & set(kernel.streamed), "hot": set()}[samples.state]
-        rotating = nbytes(tensors, turning)
+        set_bytes = nbytes(tensors, turning)
         samples.staying_bytes = nbytes(tensors, every - turning)
+        # What is left of the kernel's traffic when all that stays is taken off: no call can touch less.
+        touched = min(set_bytes, max(int(samples.bytes) - samples.staying_bytes, 0))
         right = [
             (attempt, function)
             for attempt, (_, _, function) in zip(samples.attempts, chosen, strict=True)
@@ -309,12 +311,12 @@ class Bench:
         restore(tensors, pristine)
         rough = min(estimate_s(function, tensors) for _, function in right)
         free, _ = torch.cuda.mem_get_info()
-        rotation = plan(rotating, rough, self._facts.l2_bytes, int(free * MEMORY_SHARE))
+        rotation = plan(set_bytes, touched, rough, self._facts.l2_bytes, int(free * MEMORY_SHARE))
         if rotation is None:
             for attempt, _ in right:
                 attempt.status = "out_of_memory"
                 attempt.message = (
-                    f"no room for a second set of {rotating / 2**30:.1f} GiB, without which it is no cold figure"
+                    f"no room for a second set of {set_bytes / 2**30:.1f} GiB, without which it is no cold figure"
                 )
             return
         samples.rotation = rotation

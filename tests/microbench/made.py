@@ -67,7 +67,7 @@ def samples(*attempts: Attempt, **fields: Any) -> CaseSamples:
         "bytes": 41.0 * MIB,
         "flops": 1e9,
         "matrix_dtype": "bfloat16",
-        "rotation": Rotation(sets=7, calls=98, rotating_bytes=40 * MIB, cache_bytes=60 * MIB),
+        "rotation": Rotation(sets=7, calls=98, set_bytes=40 * MIB, touched_bytes=40 * MIB, cache_bytes=60 * MIB),
         "staying_bytes": MIB,
         "attempts": list(attempts),
     }

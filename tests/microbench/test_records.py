@@ -95,7 +95,9 @@ def test_within_five_percent_of_the_peak_is_not_refused() -> None:
 
 
 def test_what_is_in_the_cache_is_not_held_against_the_memory() -> None:
-    small = Rotation(sets=100, calls=100, rotating_bytes=5120, cache_bytes=60 * MIB, flush_bytes=240 * MIB)
+    small = Rotation(
+        sets=100, calls=100, set_bytes=5120, touched_bytes=5120, cache_bytes=60 * MIB, flush_bytes=240 * MIB
+    )
     # 80 MiB of activations that stay: the cache holds most of them.
     record = records_of(
         samples(attempt("triton", 9), bytes=80.0 * MIB, rotation=small, staying_bytes=80 * MIB, flops=0), PEAKS
@@ -106,14 +108,16 @@ def test_what_is_in_the_cache_is_not_held_against_the_memory() -> None:
 
 
 def test_activations_far_beyond_the_cache_count_as_memory_traffic() -> None:
-    small = Rotation(sets=100, calls=100, rotating_bytes=5120, cache_bytes=60 * MIB, flush_bytes=240 * MIB)
+    small = Rotation(
+        sets=100, calls=100, set_bytes=5120, touched_bytes=5120, cache_bytes=60 * MIB, flush_bytes=240 * MIB
+    )
     large = samples(attempt("triton", 40), bytes=240.0 * MIB, rotation=small, staying_bytes=240 * MIB)
     assert memory_bytes(large) == 240 * MIB
     assert records_of(large, PEAKS)[0].status == "impossible"
 
 
 def test_hot_has_no_roof() -> None:
-    hot = Rotation(sets=1, calls=98, rotating_bytes=0, cache_bytes=60 * MIB)
+    hot = Rotation(sets=1, calls=98, set_bytes=0, touched_bytes=0, cache_bytes=60 * MIB)
     record = records_of(samples(attempt("triton", 5), state="hot", rotation=hot, staying_bytes=41 * MIB), PEAKS)[0]
     assert record.status == "ok" and record.roof_s is None and record.roof_share is None
 
@@ -133,7 +137,7 @@ def test_overlapping_kernels_are_named() -> None:
 
 
 def test_a_rotation_that_proves_nothing_is_a_warm_cache() -> None:
-    warm = Rotation(sets=3, calls=99, rotating_bytes=40 * MIB, cache_bytes=60 * MIB)
+    warm = Rotation(sets=3, calls=99, set_bytes=40 * MIB, touched_bytes=40 * MIB, cache_bytes=60 * MIB)
     assert any(
         "warm cache" in note for note in records_of(samples(attempt("triton", 20), rotation=warm), PEAKS)[0].notes
     )
