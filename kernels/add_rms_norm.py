@@ -72,8 +72,8 @@ def _add_rms_norm(x_ptr, residual_ptr, weight_ptr, hidden, eps, BLOCK: tl.conste
 def triton_kernel(x, residual, weight):
     tokens, hidden = x.shape
     block = triton.next_power_of_2(hidden)
-    # 16 bytes a thread and load, several loads in flight.
-    warps = min(max(block // 512, 1), 16)
+    # 16 bytes a thread and load. With few rows a multiprocessor has one to itself, and more warps end it sooner.
+    warps = min(max(block // (512 if tokens > 256 else 256), 1), 16)
     _add_rms_norm[(tokens,)](x, residual, weight, hidden, EPS, BLOCK=block, num_warps=warps)
 
 

@@ -220,3 +220,77 @@ def report_kernels(folder: Path, as_json: bool) -> int:
     else:
         click.echo(render(manifest, records))
     return BenchResult(manifest=manifest, records=records).exit_code
+
+
+def parse_params(words: tuple[str, ...]) -> dict[str, Any]:
+    """``tokens=64 dtype=bfloat16`` as kernels bench shows a case, commas allowed, as parameters.
+
+    Raises:
+        UsageError: a word is no name=value.
+    """
+    import msgspec
+
+    found: dict[str, Any] = {}
+    for word in (piece for text in words for piece in text.replace(",", " ").split()):
+        name, equals, value = word.partition("=")
+        if not equals or not name.isidentifier():
+            raise UsageError(f"a case is given as name=value, such as tokens=64; not {word!r}")
+        try:
+            found[name] = msgspec.json.decode(value.encode())
+        except msgspec.MsgspecError:
+            found[name] = value
+    return found
+
+
+@kernels.command("profile")
+@click.argument("kernel", metavar="FILE|NAME")
+@click.argument("case", nargs=-1, metavar="NAME=VALUE...")
+@click.option("--tool", type=click.Choice(["torch", "nsys", "ncu"]), default="torch", show_default=True)
+@click.option("--mode", type=click.Choice(["bare", "schedule", "toggle"]), default="schedule", show_default=True,
+              help="Of torch.profiler: all from the first call on; warmed up; only the calls.")  # fmt: skip
+@click.option("--implementation", metavar="NAME", help="Or a baseline's.  [default: the file's first]")
+@click.option("--calls", type=click.IntRange(1, 1000), default=7, show_default=True)
+@click.option("--python", metavar="PATH", help="A Python that has torch.  [default: this]")
+@click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="[default: reports/local/...]")
+@click.option("--json", "as_json", is_flag=True, help="Print the records as JSON lines.")
+def profile_kernel(
+    kernel: str,
+    case: tuple[str, ...],
+    tool: Any,
+    mode: Any,
+    implementation: str | None,
+    calls: int,
+    python: str | None,
+    output: Path | None,
+    as_json: bool,
+) -> int:
+    """Look into one kernel at one case, and say what each figure includes.
+
+    The case is given as kernels bench shows it: tokens=64 hidden=2560 dtype=bfloat16.
+    """
+    from loadgen.microbench.kernel_file import find
+    from loadgen.microbench.profile import ProfileSpec, profile, render
+    from loadgen.records import encode_line
+    from loadgen.sweep_spec import default_output
+
+    paths = find([kernel])
+    if len(paths) != 1:
+        raise UsageError(f"{kernel}: name one kernel file")
+    folder = output or default_output(f"profile-{paths[0].stem}-{tool}")
+    spec = ProfileSpec(
+        kernel=paths[0],
+        params=parse_params(case),
+        output=folder,
+        implementation=implementation,
+        tool=tool,
+        mode=mode,
+        calls=calls,
+        python=python,
+    )
+    found = profile(spec, say)
+    if as_json:
+        click.echo(b"".join(encode_line(record) for record in found.records).decode(), nl=False)
+    else:
+        click.echo(render(found))
+        click.echo(f"Folder: {folder}")
+    return 0

@@ -24,6 +24,7 @@ import loadgen
 from loadgen.engines import doctor
 from loadgen.engines.installs import clean_environ
 from loadgen.errors import LoadgenError, RunFolderError, UsageError
+from loadgen.microbench.kernel_file import describe
 from loadgen.microbench.profile_records import (
     NCU_METRICS,
     NSYS_REPORTS,
@@ -120,6 +121,7 @@ def profile(spec: ProfileSpec, say: Callable[[str], None]) -> Profile:
     """
     if spec.calls < 1:
         raise UsageError(f"--calls {spec.calls}: at least one call is needed")
+    described = describe(spec.kernel)
     check_alone(os.environ, spec.tool)
     program = None if spec.tool == "torch" else find_program(spec.tool)
     output = spec.output.absolute()
@@ -129,7 +131,7 @@ def profile(spec: ProfileSpec, say: Callable[[str], None]) -> Profile:
     for left in ("facts.json", "trace.json", "ncu.csv"):  # by an attempt that failed
         (output / left).unlink(missing_ok=True)
     which = spec.implementation or "its first implementation"
-    say(f"profiling {spec.kernel.stem}, {which}, with {spec.tool}: {spec.calls} calls")
+    say(f"profiling {described.name}, {which}, with {spec.tool}: {spec.calls} calls")
     with _environ() as environ:
         if program is None:
             parsed, files = _torch(spec, output, environ)

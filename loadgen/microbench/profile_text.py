@@ -114,13 +114,13 @@ def render(profile: Profile) -> str:
             parts.append(_table(kind, found))
     parts += [_fill(text) for text in explain(profile.tool, profile.mode, profile.records, facts)]
     parts += [_fill(f"Note: {note}") for note in profile.notes]
-    if profile.files:
-        parts.append("\n".join(_fill(f"{what}: {path}") for what, path in profile.files.items()))
+    if profile.files:  # not wrapped, so that a path can be copied
+        parts.append("\n".join(f"{what}: {path}" for what, path in profile.files.items()))
     return "\n\n".join(parts) + "\n"
 
 
 def _fill(text: str) -> str:
-    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _table(kind: Kind, records: list[ProfileRecord]) -> str:
@@ -141,7 +141,7 @@ def _table(kind: Kind, records: list[ProfileRecord]) -> str:
 
 
 def _counters(record: ProfileRecord) -> str:
-    lines = [_fill(short_name(record.name, 200)), "-" * WIDTH]
+    lines = [short_name(record.name, WIDTH), "-" * WIDTH]
 
     def row(label: str, value: str) -> None:
         lines.append(f"  {label:<34}{value:>16}")
@@ -309,7 +309,9 @@ def _explain_cost(tool: Tool, records: list[ProfileRecord], kernels: list[Profil
     overhead = [record for record in records if record.kind == "overhead" and record.total_s]
     if overhead:
         seen = "; ".join(f"{r.name}, {_times(r.calls)}, {format_us(r.total_s)} us" for r in overhead)
-        text += f" It says of itself: {seen}. Loading of modules and functions among these is CUDA's, once each."
+        text += f" It says of itself: {seen}."
+        if "Loading" in seen:
+            text += " The loading among these is no profiling: CUDA does it with the first use, profiled or not."
     elif tool == "torch":
         text += " It recorded no overhead of its own here, which does not mean that there was none."
     if not kernels:

@@ -97,7 +97,7 @@ def gather_cases(kernel: Any, model: ModelShape | None, steps: list[Step]) -> li
 
 
 def _device_facts(torch: Any) -> DeviceFacts:
-    versions = {"python": sys.version.split()[0], "torch": torch.__version__, "cuda": str(torch.version.cuda)}
+    versions = {"python": sys.version.split()[0], "torch": str(torch.__version__), "cuda": str(torch.version.cuda)}
     for name in ("triton", "vllm", "flashinfer"):
         try:
             from importlib.metadata import version

@@ -17,6 +17,7 @@ import pytest
 
 from loadgen.errors import LoadgenError, RunFolderError, UsageError
 from loadgen.microbench import profile as module
+from loadgen.microbench.kernel_file import kernels_folder
 from loadgen.microbench.profile import Profile, ProfileRecord, ProfileSpec, check_alone, explain, profile, render
 from loadgen.microbench.profile_records import (
     CALL,
@@ -547,7 +548,7 @@ def target(tmp_path: Path, bin_folder: Path) -> Path:
 
 def spec(tmp_path: Path, python: Path | str, **fields: Any) -> ProfileSpec:
     made: dict[str, Any] = {
-        "kernel": Path("kernels/add_rms_norm.py"),
+        "kernel": kernels_folder() / "add_rms_norm.py",
         "params": {"tokens": 64},
         "output": tmp_path / "profile",
         "python": str(python),
@@ -771,6 +772,12 @@ def test_under_another_profiler(environ: dict[str, str], who: str, tool: Any) ->
 
 def test_alone() -> None:
     check_alone({"LD_PRELOAD": "/usr/lib/libjemalloc.so", "CUDA_INJECTION64_PATH": ""}, "torch")
+
+
+def test_no_kernel_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nowhere"):
+        profile(spec(tmp_path, sys.executable, kernel=tmp_path / "nowhere.py"), silent)
+    assert not (tmp_path / "profile").exists()
 
 
 def test_no_calls(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from made_kernels import QWEN
 
 from loadgen.errors import RunFolderError, UsageError
 from loadgen.microbench.cases import ModelShape, Step
@@ -20,7 +21,6 @@ from loadgen.microbench.steps import (
 )
 from loadgen.records import Manifest, read_manifest
 from loadgen.summary import Summary, summarize_run
-from tests.microbench.made import QWEN
 
 RUN = Path(__file__).parents[2] / "reports" / "vllm-0.25.1-h200-qwen1.5-4b-levels"
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from made_kernels import MIB, PEAKS, attempt, manifest, samples
 
 from loadgen.microbench.cases import Step
 from loadgen.microbench.records import KernelRecord, Use, records_of
@@ -16,7 +17,6 @@ from loadgen.report import html
 from loadgen.report.kernels import render as render_kernels
 from loadgen.report.waterfall import ATTENTION, PROJECTIONS, STEP_KERNELS, read_beside, render, waterfalls
 from loadgen.summary import LevelSummary, Summary, summarize_run
-from tests.microbench.made import MIB, PEAKS, attempt, manifest, samples
 
 RUN = Path(__file__).parents[2] / "reports" / "vllm-0.25.1-h200-qwen1.5-4b-levels"
 

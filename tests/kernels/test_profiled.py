@@ -48,7 +48,7 @@ def test_what_each_mode_records(tmp_path, monkeypatch, mode, inputs, ran):
 @pytest.mark.skipif(GPU, reason="this host has a GPU")
 def test_without_a_gpu_it_says_so_in_a_line(tmp_path, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(UsageError, match="built without CUDA|finds no GPU") as caught:
+    with pytest.raises(UsageError, match=r"built without CUDA|finds no GPU") as caught:
         profile(spec(tmp_path / "profile", python=sys.executable), lambda text: None)
     assert "\n" not in str(caught.value)
 

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
+from made_kernels import MIB, PEAKS, attempt, manifest, samples
 
 from loadgen.errors import RunFolderError
 from loadgen.microbench.records import (
@@ -21,7 +22,6 @@ from loadgen.microbench.records import (
 )
 from loadgen.microbench.rotation import Rotation
 from loadgen.records import encode_line, write_json
-from tests.microbench.made import MIB, PEAKS, attempt, manifest, samples
 
 
 def test_figures_follow_from_the_median() -> None:
