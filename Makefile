@@ -3,15 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 VLLM_VENV := .venv-vllm
+KERNELS_VENV := .venv-kernels
 VLLM_PYTHON ?= $(VLLM_VENV)/bin/python
 # Byte code is made on first use instead of for all of scipy: the install is 50 MB smaller.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help demo test test-engines docs bench bench-quick clean
+.PHONY: help demo test test-kernels test-engines docs bench bench-quick clean
 
 help:
 	@echo "make demo          set up, and measure the embedded engine at 1, 8 and 64 in flight"
 	@echo "make test          set up, and run the quick tests and the linters"
+	@echo "make test-kernels  every kernel against its reference, and nvcc, without a GPU (torch for the CPU: 1.5 GB)"
 	@echo "make test-engines  the slower suites: engines' whole lives, and a real vLLM on the CPU (3.4 GB)"
 	@echo "make bench         loadgen's own error and cost, next to other clients (two cores, a C compiler)"
 	@echo "make docs          make docs/metrics.md again from the code"
@@ -34,6 +36,12 @@ $(VLLM_VENV)/.made:
 	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check -q uninstall -y torchvision torchaudio torchcodec
 	touch $@
 
+$(KERNELS_VENV)/.made: pyproject.toml
+	$(PYTHON) -m venv $(KERNELS_VENV)
+	$(KERNELS_VENV)/bin/python -m pip --disable-pip-version-check -q install torch==2.13.0
+	$(KERNELS_VENV)/bin/python -m pip --disable-pip-version-check -q install 'triton>=3.6,<4' -e '.[dev]'
+	touch $@
+
 demo: $(VENV)/.base
 	$(BIN)/loadgen sweep --concurrency 1,8,64 --dataset chat-256
 
@@ -41,6 +49,9 @@ test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest -q
+
+test-kernels: $(KERNELS_VENV)/.made
+	$(KERNELS_VENV)/bin/pytest -q -m kernels tests/kernels
 
 ifeq ($(VLLM_PYTHON),$(VLLM_VENV)/bin/python)
 test-engines: $(VLLM_VENV)/.made
@@ -58,4 +69,4 @@ bench-quick: $(VENV)/.base
 	$(BIN)/python benchmarks/client.py --quick --output /tmp/loadgen-bench-quick.json
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM_VENV) $(KERNELS_VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -101,6 +101,7 @@ class WorkerProcess:
                 env={**os.environ, "PYTHONPATH": path},
             )
         except OSError as error:
+            self._stderr.close()
             raise UsageError(f"--python {python}: {error.strerror}") from None
         self._decoder = msgspec.json.Decoder(Answer)
         self._buffer = b""
