@@ -73,6 +73,8 @@ def list_kernels(files: tuple[str, ...], as_json: bool) -> int:
 )
 @click.option("--context", default="512,4096", show_default=True, metavar="512,4096",
               help="Tokens that each sequence attends to, and length of the prompts in prefill.")  # fmt: skip
+@click.option("--case", "cases", multiple=True, metavar="'NAME=VALUE ...'",
+              help="Parameters of one file's case, as the table shows them, instead; repeatable.")  # fmt: skip
 @click.option("--dtype", metavar="T", help="bfloat16, float16 or float32.  [default: the model's]")
 @click.option("--state", default="serving", show_default=True, metavar="cold,serving,hot", help="Of the cache.")
 @click.option("--implementation", "implementations", multiple=True, metavar="NAME", help="Only this one; repeatable.")
@@ -89,6 +91,7 @@ def bench_kernels(
     run: Path | None,
     concurrency: str,
     context: str,
+    cases: tuple[str, ...],
     dtype: str | None,
     state: str,
     implementations: tuple[str, ...],
@@ -113,6 +116,8 @@ def bench_kernels(
     from loadgen.sweep_spec import default_output
 
     paths = find(files)
+    if cases and len(paths) != 1:
+        raise UsageError("--case is for one kernel file: name it")
     shape, steps = _model_and_steps(model, run, concurrency, context, dtype, check)
     states = _states(state)
     with Interrupts().watching() as interrupts:
@@ -121,6 +126,7 @@ def bench_kernels(
             files=paths,
             model=shape,
             steps=steps,
+            cases=[parse_params((text,)) for text in cases],
             states=states,
             implementations=list(implementations) or None,
             baselines=baselines,

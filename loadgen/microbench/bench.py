@@ -45,6 +45,7 @@ class BenchSpec(msgspec.Struct, kw_only=True):
     Attributes:
         files: kernel files.
         model, steps: where cases come from; not needed by files with cases of their own.
+        cases: parameters that the user gave, for a single file; instead of those.
         states: cache states.
         implementations, baselines, seconds, seed: as in :class:`loadgen.microbench.worker.Job`.
         python: a Python that has torch; None takes loadgen's own.
@@ -56,6 +57,7 @@ class BenchSpec(msgspec.Struct, kw_only=True):
     files: list[Path]
     model: ModelShape | None = None
     steps: list[Step] = []
+    cases: list[dict[str, Any]] = []
     states: list[State] = []
     implementations: list[str] | None = None
     baselines: bool = True
@@ -246,6 +248,7 @@ def _job(spec: BenchSpec, path: Path, check: bool = False) -> Job:
         file=str(path.resolve()),
         model=spec.model,
         steps=spec.steps,
+        cases=spec.cases,
         states=spec.states,
         implementations=spec.implementations,
         baselines=spec.baselines,

@@ -32,6 +32,7 @@ class Job(msgspec.Struct, kw_only=True):
     Attributes:
         file: its path.
         model, steps: where its cases come from; None and [] for a file with CASES of its own.
+        cases: parameters that the user gave; instead of those.
         states: of the cache.
         implementations: only these, with the baselines; None for all.
         baselines: whether other people's are measured too.
@@ -43,6 +44,7 @@ class Job(msgspec.Struct, kw_only=True):
     file: str
     model: ModelShape | None = None
     steps: list[Step] = []
+    cases: list[dict[str, Any]] = []
     states: list[State] = []
     implementations: list[str] | None = None
     baselines: bool = True
@@ -152,7 +154,8 @@ class Bench:
                     self._check_all(kernel, chosen, attempts, params, job.seed)
                     self._answer(Answer(kind="checked", case=index, text=kernel.name, params=params, checked=attempts))
             return
-        found = gather_cases(kernel, job.model, job.steps)
+        given = [FoundCase(case=Case(params), uses=[]) for params in job.cases]
+        found = given or gather_cases(kernel, job.model, job.steps)
         for index, entry in enumerate(found):
             if index < job.skip:
                 continue

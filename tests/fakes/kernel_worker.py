@@ -40,8 +40,10 @@ def run(job):
             os.kill(os.getpid(), signal.SIGKILL)
         if job["check"]:
             status = "wrong" if "wrong" in ASKED else "ok"
-            checked = [{"name": "triton", "own": True, "status": status, "error_before": 1e-3},
-                       {"name": "vllm", "own": False, "status": "skipped", "message": "No module named 'vllm'"}]  # fmt: skip
+            checked = [
+                {"name": "triton", "own": True, "status": status, "error_before": 1e-3},
+                {"name": "vllm", "own": False, "status": "skipped", "message": "No module named 'vllm'"},
+            ]
             say(kind="checked", case=case, params=params, checked=checked)
             continue
         attempts = [attempt("triton", True, 20, "wrong" if "wrong" in ASKED else "ok"), attempt("eager", False, 30)]
