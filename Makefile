@@ -36,10 +36,11 @@ $(VLLM_VENV)/.made:
 	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check -q uninstall -y torchvision torchaudio torchcodec
 	touch $@
 
+# The interpreter of this Triton, the one that torch 2.11 brings, does not work with numpy 2.4.
 $(KERNELS_VENV)/.made: pyproject.toml
 	$(PYTHON) -m venv $(KERNELS_VENV)
 	$(KERNELS_VENV)/bin/python -m pip --disable-pip-version-check -q install torch==2.13.0
-	$(KERNELS_VENV)/bin/python -m pip --disable-pip-version-check -q install 'triton>=3.6,<4' -e '.[dev]'
+	$(KERNELS_VENV)/bin/python -m pip --disable-pip-version-check -q install triton==3.6.0 'numpy<2.4' -e '.[dev]'
 	touch $@
 
 demo: $(VENV)/.base

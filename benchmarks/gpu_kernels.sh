@@ -31,7 +31,7 @@ goals)
     bench matmul-int4-7b matmul_int4 --model qwen2.5-7b --concurrency 1,4,8,16 --context 512
     bench matmul-fp8 matmul_fp8 --model qwen2.5-7b --concurrency 1,64 --context 4096
     bench sampling sample_top_k_top_p argmax --model qwen1.5-4b --concurrency 1,256 --context 512
-    bench vector-add vector_add
+    bench vector-add vector_add --state cold,hot
     ;;
 model)
     bench model --model qwen1.5-4b --concurrency 1,8,64 --context 512,4096

@@ -314,9 +314,9 @@ def find_toolkit() -> Toolkit:
         steps = ask([str(nvcc), "--dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull], TOOL_TIMEOUT_S)
     except (OSError, subprocess.SubprocessError) as error:
         raise UsageError(f"{nvcc}: cannot be run: {error}") from None
-    top = re.search(r"^#\$ (?:TOP|_HERE_)=(.+)$", steps.stderr, re.MULTILINE)
-    home = Path(top[1]).resolve() if top else nvcc.resolve().parent.parent
-    return Toolkit(nvcc, version[1], home.parent if home.name == "bin" else home, listed)
+    here = re.search(r"^#\$ _HERE_=(.+)$", steps.stderr, re.MULTILINE)
+    folder = Path(here[1]) if here else nvcc.resolve().parent
+    return Toolkit(nvcc, version[1], folder.resolve().parent, listed)
 
 
 def find_sources(wanted: Iterable[str]) -> list[Path]:

@@ -28,7 +28,7 @@ from loadgen.microbench.build import (
     with_ptx,
 )
 
-CUDA_13 = parse_list("compute_75\ncompute_80\ncompute_86\ncompute_87\ncompute_89\ncompute_90\ncompute_100\ncompute_110\n")
+CUDA_13 = parse_list("\n".join(f"compute_{digits}" for digits in (75, 80, 86, 87, 89, 90, 100, 110)))
 
 PTXAS = """\
 ptxas info    : 0 bytes gmem
@@ -142,12 +142,12 @@ def test_registers_and_spills_are_read() -> None:
     ("demangled", "short"),
     [
         ("add(float const*, float*)", "add"),
-        ("void loadgen::(anonymous namespace)::norm<__nv_bfloat16, 4>(x::Vector<__nv_bfloat16>*)", "norm<__nv_bfloat16, 4>"),
+        ("void loadgen::(anonymous namespace)::norm<__half, 4>(x::Vector<__half>*)", "norm<__half, 4>"),
         ("void a::f<(int)4, b::C<float>>(int)", "f<4, C<float>>"),
         ("void write<unsigned short>(unsigned short const*)", "write<unsigned short>"),
         ("_ZN3not9demangled", "_ZN3not9demangled"),
     ],
-)  # fmt: skip
+)
 def test_kernels_have_short_names(demangled: str, short: str) -> None:
     assert short_name(demangled) == short
 
@@ -197,28 +197,30 @@ def test_sources_are_found_by_name_file_and_folder(tmp_path: Path) -> None:
 
 def test_without_nvcc_the_message_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("loadgen.microbench.build._candidates", list)
-    with pytest.raises(UsageError, match="pip install nvidia-cuda-nvcc==13.0"):
+    with pytest.raises(UsageError, match=r"pip install nvidia-cuda-nvcc==13\.0"):
         find_toolkit()
 
 
 def test_the_report_shows_what_an_object_holds() -> None:
-    report = BuildReport(
-        nvcc="/cuda/bin/nvcc",
-        version="13.0",
-        files=[
-            BuiltFile(
-                source="k.cu",
-                object="out/k.o",
-                size_bytes=17_920,
-                seconds=3.21,
-                sass=["sm_80", "sm_90a"],
-                ptx=["compute_90"],
-                kernels=[use("norm<float, 4>", "sm_80", 55), use("norm<float, 4>", "sm_90a", 64, spilled=92), use("add", "sm_80", 12)],
-                program="out/k",
-            ),
-            BuiltFile(source="e.cu", object="out/e.o", size_bytes=900, seconds=0.4, sass=[], ptx=["compute_90"], kernels=[]),
-        ],
-    )  # fmt: skip
+    kernels = [
+        use("norm<float, 4>", "sm_80", 55),
+        use("norm<float, 4>", "sm_90a", 64, spilled=92),
+        use("add", "sm_80", 12),
+    ]
+    built = BuiltFile(
+        source="k.cu",
+        object="out/k.o",
+        size_bytes=17_920,
+        seconds=3.21,
+        sass=["sm_80", "sm_90a"],
+        ptx=["compute_90"],
+        kernels=kernels,
+        program="out/k",
+    )
+    empty = BuiltFile(
+        source="e.cu", object="out/e.o", size_bytes=900, seconds=0.4, sass=[], ptx=["compute_90"], kernels=[]
+    )
+    report = BuildReport(nvcc="/cuda/bin/nvcc", version="13.0", files=[built, empty])
     assert render(report) == """\
 nvcc 13.0 (/cuda/bin/nvcc)
 
