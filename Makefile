@@ -41,6 +41,10 @@ $(KERNELS_VENV)/.made: pyproject.toml
 	$(PYTHON) -m venv $(KERNELS_VENV)
 	$(KERNELS_VENV)/bin/python -m pip --disable-pip-version-check -q install torch==2.13.0
 	$(KERNELS_VENV)/bin/python -m pip --disable-pip-version-check -q install triton==3.6.0 'numpy<2.4' -e '.[dev]'
+	# nvcc, where the machine has none: its packages are of one release only when each is named.
+	command -v nvcc >/dev/null || test -x /usr/local/cuda/bin/nvcc || $(KERNELS_VENV)/bin/python -m pip \
+		--disable-pip-version-check -q install nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 \
+		nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
 	touch $@
 
 demo: $(VENV)/.base

@@ -15,6 +15,7 @@ normalised result and its log-sum-exp (base 2) to ``partial`` (B, Hq, splits, D)
 Bytes: 2 Hkv D s sum(seq_lens) + 2 B Hq D s + 4 sum(pages). Flops: 4 Hq D sum(seq_lens).
 """
 
+import functools
 import math
 
 import torch
@@ -111,6 +112,10 @@ def traffic(batch, heads, kv_heads, head_size, context, dtype, lengths=None, spl
     pages = sum(math.ceil(n / PAGE) for n in lengths)
     moved = 2 * tokens * kv_heads * head_size * size + 2 * batch * heads * head_size * size + 4 * pages
     return moved, 4 * heads * head_size * tokens
+
+
+def matrix_dtype(dtype, **_):
+    return dtype
 
 
 @triton.jit
@@ -250,6 +255,12 @@ def default_config(head_size, itemsize):
     return {"block_n": min(max(16384 // row_bytes, 16), 128), "warps": 4 if itemsize < 4 else 8, "stages": 3}
 
 
+@functools.cache
+def _can_chain(device):
+    """Whether the second kernel can be launched while the first one ends (programmatic dependent launch, sm_90)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
 def default_splits(batch, kv_heads, head_size, longest, itemsize, device):
     """Into how many slices each context is cut; by sizes alone, so that a captured graph holds for any lengths.
 
@@ -262,7 +273,8 @@ def default_splits(batch, kv_heads, head_size, longest, itemsize, device):
     # All at once while that makes slices short enough to be spread evenly; else many, and the SMs take them as they
     # come: the last round of a few rounds would leave SMs idle.
     tokens = share if share <= 512 else min(max(share / 6, 256), 1024)
-    tokens = max(math.ceil(tokens / tile), 1) * tile
+    # Two tiles at least: with one, reading the parts again costs more than the shorter slices save.
+    tokens = max(math.ceil(tokens / tile), 2) * tile
     return max(math.ceil(longest / tokens), 1)
 
 
@@ -279,7 +291,7 @@ def run(q, key_cache, value_cache, block_table, seq_lens, partial, partial_lse, 
     config = config or default_config(head_size, q.element_size())
     group, splits = heads // kv_heads, partial.shape[2]
     split_tokens = triton.cdiv(triton.cdiv(block_table.shape[1] * page, splits), config["block_n"]) * config["block_n"]
-    chained = config.get("chained", False) and splits > 1
+    chained = config.get("chained", _can_chain(q.device)) and splits > 1
     block_d = max(triton.next_power_of_2(head_size), 16)
     _slices[(kv_heads, splits, batch)](
         q,

@@ -97,6 +97,10 @@ def traffic(lengths, heads, kv_heads, head_size, dtype):
     return moved, sum(4 * heads * head_size * (n * (n + 1) // 2) for n in lengths)
 
 
+def matrix_dtype(dtype, **_):
+    return dtype
+
+
 @triton.jit
 def _load(source, first, start, length, stride, head, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr,
           BLOCK_N: tl.constexpr, TMA: tl.constexpr, CHECKED: tl.constexpr):  # fmt: skip

@@ -25,8 +25,8 @@ four go over the logits, three of them only where they must:
 
 Pivots rather than a histogram: Triton's histogram takes instructions in proportion to its bins, has no weights,
 and float atomics would not be deterministic. Where there are more candidates than room (values that crowd together
-far from the maximum, or top-p of a k in the thousands), ``_draw`` bisects over the row itself: right, but slow, one
-program reading the row some twenty times.
+far from the maximum, many that tie, a top-p above 0.9999 of a flat row, top-p of a k in the thousands), ``_draw``
+bisects over the row itself: right, but slow, one program reading the row some twenty times.
 
 Weights of filtered rows are summed as integers in units of 2^-40 of the largest. Integer sums do not depend on
 their order, so the result is deterministic although candidates arrive in any order, and the chunks' sums agree
@@ -175,7 +175,7 @@ def traffic(sequences, vocab, settings="server", shape="model", room=0):
 
 def _chunk(sequences, vocab):
     # Enough programs for every SM of a large GPU even at one sequence, and fewer, larger ones where there are many.
-    return 4096 if sequences * triton.cdiv(vocab, 4096) >= 1024 else 1024
+    return 2048 if sequences * triton.cdiv(vocab, 4096) >= 4096 else 1024
 
 
 @triton.jit
@@ -337,7 +337,7 @@ def _choose(
     use_k = (k > 0) & (k < vocab)
     # Counts are exact. Weights are not: what is nearer to the border than their rounding stays between low and high.
     needed = tl.where(use_k, k.to(tl.float32), tl.maximum(p, 0.0) * tl.load(plan_ptr + rows + row))
-    slack = tl.where(use_k, 0.0, 2e-5)
+    slack = tl.where(use_k, 0.0, 5e-6)
     enough = (lane == 0) | (reached >= needed * (1.0 + slack))
     short = (lane > 0) & (reached < needed * (1.0 - slack))
     pivots = _pivot(low, high, top, lane, PIVOTS)

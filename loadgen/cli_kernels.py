@@ -300,3 +300,28 @@ def profile_kernel(
         click.echo(render(found))
         click.echo(f"Folder: {folder}")
     return 0
+
+
+@kernels.command("build")
+@click.argument("files", nargs=-1, metavar="[FILE.cu|FOLDER|NAME]...")
+@click.option("--arch", "architectures", metavar="sm_80,sm_90a,compute_90",
+              help="Real (sm_) and virtual (compute_) architectures.  [default: sm_80,sm_90,sm_100]")  # fmt: skip
+@click.option("--output", type=click.Path(path_type=Path), default=Path("build/kernels"), show_default=True,
+              metavar="DIR", help="Where objects and programs go.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print what was built as JSON.")
+def build_kernels(files: tuple[str, ...], architectures: str | None, output: Path, as_json: bool) -> int:
+    """Compile CUDA files with nvcc: fat binaries for the architectures named, and PTX for later ones.
+
+    All that come with loadgen, or those named. Needs no GPU and no torch. The torch operators that
+    kernels bench measures are built by themselves, for the GPU at hand, when they are first run.
+    """
+    import msgspec
+
+    from loadgen.microbench.build import DEFAULT_ARCHITECTURES, build, find_sources, parse_architectures, render
+
+    report = build(find_sources(files), parse_architectures(architectures or DEFAULT_ARCHITECTURES), output)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2))
+    else:
+        click.echo(render(report))
+    return 0
