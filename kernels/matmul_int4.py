@@ -205,7 +205,7 @@ def _finish(total, m, n, M, N, out_ptr, out_stride, workspace_ptr, counters_ptr,
 
 
 @triton.jit
-def _group(pieces, xs, x_inside, inside, INTERPRETED: tl.constexpr):
+def _group(pieces, xs, x_inside, inside, WEIGHT_LEFT: tl.constexpr, INTERPRETED: tl.constexpr):
     """The product over one group, without its scale."""
     words = tl.load(pieces, mask=inside, other=0)
     x_low = tl.load(xs, mask=x_inside, other=0.0)
@@ -215,14 +215,23 @@ def _group(pieces, xs, x_inside, inside, INTERPRETED: tl.constexpr):
         x_low, x_high = x_low.to(tl.float32), x_high.to(tl.float32)
     else:
         low, high = _dequantise(words)
-    return tl.dot(high, x_high, tl.dot(low, x_low))
+    if WEIGHT_LEFT:
+        product = tl.dot(high, x_high, tl.dot(low, x_low))
+    else:
+        product = tl.dot(x_high, high, tl.dot(x_low, low))
+    return product
 
 
-@triton.jit
+# M is 1 or 16 as often as not, and nothing in the kernel is the faster for knowing it.
+@triton.jit(do_not_specialize=["M"])
 def _matmul(x_ptr, packed_ptr, scale_ptr, out_ptr, workspace_ptr, counters_ptr, M, N, K, x_stride, out_stride,
-            BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr,
-            PDL: tl.constexpr, INTERPRETED: tl.constexpr):  # fmt: skip
-    """One program: BLOCK_N outputs of BLOCK_M tokens, over one part of the groups."""
+            BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLITS: tl.constexpr, WEIGHT_LEFT: tl.constexpr,
+            STAGES: tl.constexpr, PDL: tl.constexpr, INTERPRETED: tl.constexpr):  # fmt: skip
+    """One program: BLOCK_N outputs of BLOCK_M tokens, over one part of the groups.
+
+    WEIGHT_LEFT: the weight is the left operand of the tensor cores, and x, transposed, the right one; else x is the
+    left one. The names of axes below are those of a tile of the weight: where it is the right operand, k comes first.
+    """
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
     groups = K // 128
@@ -233,10 +242,19 @@ def _matmul(x_ptr, packed_ptr, scale_ptr, out_ptr, workspace_ptr, counters_ptr, 
     byte = half
     if INTERPRETED:
         byte = half // 4 * 4 + half % 2 * 2 + half % 4 // 2
-    group_size = N.to(tl.int64) * 64
-    pieces = packed_ptr + first * 2 * group_size + row[:, None] * 64 + byte[None, :]
+    group_size = tl.cast(N, tl.int64) * 64
+    token = m.to(tl.int64) * x_stride
+    if WEIGHT_LEFT:
+        pieces = packed_ptr + first * 2 * group_size + row[:, None] * 64 + byte[None, :]
+        xs = x_ptr + first * 256 + token[None, :] + half[:, None]
+        x_inside = (m < M)[None, :]
+        total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    else:
+        pieces = packed_ptr + first * 2 * group_size + row[None, :] * 64 + byte[:, None]
+        xs = x_ptr + first * 256 + token[:, None] + half[None, :]
+        x_inside = (m < M)[:, None]
+        total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     scales = scale_ptr + (first.to(tl.int64) * N + row)[:, None] * 2 + tl.arange(0, 2)[None, :]
-    xs = x_ptr + m.to(tl.int64)[None, :] * x_stride + first * 256 + half[:, None]
     if PDL:
         # The first weights, which no kernel before this one writes, are on their way to the L2 while that one ends.
         gdc_launch_dependents()
@@ -246,17 +264,22 @@ def _matmul(x_ptr, packed_ptr, scale_ptr, out_ptr, workspace_ptr, counters_ptr, 
             tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [line.to(tl.int64)],
                                       dtype=tl.int32, is_pure=False, pack=1)  # fmt: skip
         gdc_wait()
-    total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for pair in tl.range(first, end, num_stages=STAGES):
         # Two groups' scales are the 4 bytes that an asynchronous copy takes at least.
         scale_even, scale_odd = tl.split(tl.load(scales).to(tl.float32))
-        total += _group(pieces, xs, (m < M)[None, :], True, INTERPRETED) * scale_even[:, None]
+        even = _group(pieces, xs, x_inside, True, WEIGHT_LEFT, INTERPRETED)
         # K may end with an even group; the odd one's scale is 0 then, and its x not read.
-        odd = pair * 2 + 1 < groups
-        total += _group(pieces + group_size, xs + 128, (m < M)[None, :] & odd, odd, INTERPRETED) * scale_odd[:, None]
+        inside = pair * 2 + 1 < groups
+        odd = _group(pieces + group_size, xs + 128, x_inside & inside, inside, WEIGHT_LEFT, INTERPRETED)
+        if WEIGHT_LEFT:
+            total += even * scale_even[:, None] + odd * scale_odd[:, None]
+        else:
+            total += even * scale_even[None, :] + odd * scale_odd[None, :]
         pieces += 2 * group_size
         scales += 2 * N
         xs += 256
+    if not WEIGHT_LEFT:
+        total = total.T
     _finish(total, m, n, M, N, out_ptr, out_stride, workspace_ptr, counters_ptr, SPLITS)
 
 
@@ -303,8 +326,8 @@ def launch(config, x, packed, scale, out, workspace, counters):
     extra = {"launch_pdl": True} if config["PDL"] else {}
     _matmul[grid](
         x, packed, scale, out, workspace, counters, tokens, rows, columns, x.stride(0), out.stride(0),
-        BLOCK_M=config["BLOCK_M"], BLOCK_N=config["BLOCK_N"], SPLITS=config["SPLITS"], STAGES=config["num_stages"],
-        PDL=config["PDL"], INTERPRETED=not x.is_cuda, num_warps=config["num_warps"], **extra,
+        BLOCK_M=config["BLOCK_M"], BLOCK_N=config["BLOCK_N"], SPLITS=config["SPLITS"],
+        WEIGHT_LEFT=config["WEIGHT_LEFT"], STAGES=config["num_stages"], PDL=config["PDL"], INTERPRETED=not x.is_cuda, num_warps=config["num_warps"], **extra,
     )  # fmt: skip
 
 

@@ -159,7 +159,20 @@ def test_quantization(config: dict[str, Any], quantization: str | None) -> None:
 
 def test_facts_are_what_the_config_tells() -> None:
     model = Model(path="x", name="x", local=False, config={**LLAMA_8B, "torch_dtype": "bfloat16"})
-    assert model.facts == {**LLAMA_8B, "torch_dtype": "bfloat16", "weight_bytes": 16_060_522_496}
+    assert model.facts == {
+        "model_type": "llama",
+        "vocab_size": 128_256,
+        "max_position_embeddings": 131_072,
+        "weight_bytes": 16_060_522_496,
+        # and what the sizes of its kernels follow from
+        "hidden_size": 4096,
+        "intermediate_size": 14_336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "rope_theta": 500_000.0,
+        "torch_dtype": "bfloat16",
+    }
     quantized = Model(path="x", name="x", local=False, config={"quantization_config": {"quant_method": "awq"}})
     assert quantized.facts == {"quantization": "awq", "weight_bytes": None}
     engine = Model(path="x", name="x", local=True, config={"pretrained_config": {"vocab_size": 5}, "build_config": {}})
