@@ -5,7 +5,7 @@
 #   benchmarks/gpu_kernels.sh OUT model     all kernels of one model at three levels, as a user would
 #   benchmarks/gpu_kernels.sh OUT beside    vLLM serving the Qwen1.5-4B shape at 1, 8 and 64 in flight, its kernels beside
 #   benchmarks/gpu_kernels.sh OUT profile   one kernel under torch.profiler, three ways, and under ncu
-#   benchmarks/gpu_kernels.sh OUT tests     the kernels' tests, with the GPU
+#   benchmarks/gpu_kernels.sh OUT tests     the kernels' tests, with the GPU; the program with unified memory
 #
 # PYTHON names a Python that has loadgen's dependencies, torch and vLLM. vLLM's options for a machine without
 # FlashInfer come from ENGINE_ARGS.
@@ -18,18 +18,15 @@ loadgen() { "$PYTHON" -m loadgen "$@"; }
 bench() { name=$1; shift; loadgen kernels bench --output "$OUT/$name" "$@" || test $? -eq 1; }
 case $2 in
 goals)
-    bench elementwise add_rms_norm silu_and_mul rotary_embedding kv_cache_write quantize_fp8 quantize_int8 \
-        --model qwen1.5-4b --concurrency 64 --context 8192 --state serving,cold
-    bench attention-mha paged_decode_attention --model qwen1.5-4b --concurrency 64 --context 4096
-    bench attention-gqa paged_decode_attention --model qwen2.5-7b --concurrency 64 --context 4096
-    bench prefill-mha prefill_attention --model qwen1.5-4b --concurrency 1 --context 8192
-    bench prefill-gqa prefill_attention --model qwen2.5-7b --concurrency 1 --context 8192
-    bench matmul-cube matmul_bf16 --case 'rows=4096 n=4096 k=4096 dtype=bfloat16'
-    bench matmul-4b matmul_bf16 --model qwen1.5-4b --concurrency 1,8,64 --context 512
-    bench matmul-7b matmul_bf16 --model qwen2.5-7b --concurrency 1,8,64 --context 512
-    bench matmul-int4-4b matmul_int4 --model qwen1.5-4b --concurrency 1,4,8,16 --context 512
-    bench matmul-int4-7b matmul_int4 --model qwen2.5-7b --concurrency 1,4,8,16 --context 512
-    bench matmul-fp8 matmul_fp8 --model qwen2.5-7b --concurrency 1,64 --context 4096
+    bench prompt-8192 add_rms_norm silu_and_mul rotary_embedding kv_cache_write quantize_fp8 quantize_int8 \
+        prefill_attention --model qwen1.5-4b --concurrency 64 --context 8192
+    bench decode-4b paged_decode_attention matmul_bf16 --model qwen1.5-4b --concurrency 1,8,64 --context 4096
+    bench decode-7b paged_decode_attention prefill_attention matmul_bf16 matmul_fp8 \
+        --model qwen2.5-7b --concurrency 1,8,64 --context 4096
+    bench prefill-7b prefill_attention --model qwen2.5-7b --concurrency 1 --context 8192
+    bench int4-4b matmul_int4 --model qwen1.5-4b --concurrency 1,4,8,16 --context 4096
+    bench int4-7b matmul_int4 --model qwen2.5-7b --concurrency 1,4,8,16 --context 4096
+    bench cube matmul_bf16 --case 'tokens=4096 rows=4096 columns=4096 dtype=bfloat16'
     bench sampling sample_top_k_top_p argmax --model qwen1.5-4b --concurrency 1,256 --context 512
     bench vector-add vector_add --state cold,hot
     ;;
@@ -49,5 +46,7 @@ profile)
     ;;
 tests)
     "$PYTHON" -m pytest -q -m kernels tests/kernels -p no:cacheprovider
+    loadgen kernels build vector_add_unified --arch "${ARCH:-sm_90}" --output "$OUT/build"
+    "$OUT/build/vector_add_unified"
     ;;
 esac

@@ -73,6 +73,55 @@ def _parse_levels(text: str) -> list[int]:
     return levels
 
 
+def _parse_load(
+    concurrency: str | None,
+    rate: str | None,
+    arrival: str | None,
+    speedup: float | None,
+    max_in_flight: int | None,
+    dataset: str | None,
+) -> dict[str, Any]:
+    """The fields of SweepSpec that say how requests are sent."""
+    from loadgen.datasets import find_dataset, read_timestamps_ns
+    from loadgen.pacing import parse_arrival
+
+    kind = parse_arrival(arrival or "poisson")
+    replay = kind[0] == "replay"
+    if concurrency is not None:
+        given = {"--rate": rate, "--arrival": arrival, "--speedup": speedup, "--max-in-flight": max_in_flight}
+        for name, value in given.items():
+            if value is not None:
+                raise UsageError(f"{name} is of an open loop, and --concurrency of a closed one: give one of them")
+        return {"levels": _parse_levels(concurrency)}
+    if speedup is not None and not replay:
+        raise UsageError("--speedup goes with --arrival replay")
+    open_loop: dict[str, Any] = {"arrival": kind}
+    if max_in_flight is not None:
+        open_loop["max_in_flight"] = max_in_flight
+    if replay:
+        if dataset is None or rate is not None:
+            raise UsageError("--arrival replay takes its times from --dataset FILE.jsonl, and no --rate")
+        times_ns = read_timestamps_ns(find_dataset(dataset), speedup or 1.0)
+        span_s = (times_ns[-1] - times_ns[0]) / 1e9
+        return {**open_loop, "rates": [(len(times_ns) - 1) / span_s], "times_ns": times_ns}
+    if rate is None:
+        raise UsageError("give --concurrency 1,8,64 (a closed loop) or --rate 2,4,8 (an open one)")
+    return {**open_loop, "rates": _parse_rates(rate)}
+
+
+def _parse_rates(text: str) -> list[float]:
+    rates = []
+    for piece in text.split(","):
+        try:
+            rate = float(piece)
+        except ValueError:
+            raise UsageError(f"--rate takes requests/s such as 0.5,2,8; {piece.strip()!r} is none") from None
+        if not 0 < rate <= 100_000:
+            raise UsageError(f"--rate: {piece.strip()} requests/s; a rate is above 0 and at most 100,000")
+        rates.append(rate)
+    return rates
+
+
 def _parse_headers(lines: tuple[str, ...], api_key: str | None) -> dict[str, str]:
     from loadgen.endpoint import check_header
 
@@ -117,7 +166,9 @@ def _parse_extra_body(text: str | None) -> dict[str, bytes]:
         raise UsageError(f"--extra-body takes a JSON object: {error}") from None
 
 
-def _source(dataset: str | None, input_tokens: str | None, output_tokens: str | None, vocab: int, seed: int) -> Any:
+def _source(
+    dataset: str | None, input_tokens: str | None, output_tokens: str | None, vocab: int, seed: int, in_order: bool
+) -> Any:
     from loadgen.datasets import find_dataset
     from loadgen.prompts import DEFAULT_OUTPUT_TOKENS, FIRST_TOKEN_ID, SourceSpec, TokenRange, parse_token_range
 
@@ -127,7 +178,7 @@ def _source(dataset: str | None, input_tokens: str | None, output_tokens: str | 
             raise UsageError("--dataset and --input-tokens exclude each other: the prompts come from one of them")
         if output is not None and output.low != output.high:
             raise UsageError("--output-tokens must be one number beside --dataset")
-        return SourceSpec(seed=seed, path=str(find_dataset(dataset)), output_tokens=output)
+        return SourceSpec(seed=seed, path=str(find_dataset(dataset)), output_tokens=output, in_order=in_order)
     if vocab <= FIRST_TOKEN_ID:
         raise UsageError(f"--vocab-size must be above {FIRST_TOKEN_ID}, not {vocab}")
     return SourceSpec(
@@ -141,7 +192,13 @@ def _source(dataset: str | None, input_tokens: str | None, output_tokens: str | 
 
 
 @cli.command(epilog=EPILOG)
-@click.option("--concurrency", required=True, metavar="1,8,64", help="Requests in flight at each level.")
+@click.option("--concurrency", metavar="1,8,64", help="Requests in flight at each level: a closed loop.")
+@click.option("--rate", metavar="2,4,8", help="Requests/s at each level, whatever the server does: an open loop.")
+@click.option("--arrival", metavar="A", help="Of an open loop: poisson, constant, gamma:CV, or replay, the time "
+              "stamps of the dataset.  [default: poisson]")  # fmt: skip
+@click.option("--speedup", type=click.FloatRange(0, min_open=True), metavar="X", help="Replay so much faster.")
+@click.option("--max-in-flight", type=click.IntRange(1), metavar="N",
+              help="Of an open loop; what is due beyond is sent late.  [default: 4096]")  # fmt: skip
 @click.option("--url", metavar="URL", help="A server that runs already, such as http://127.0.0.1:8000.")
 @click.option("--model", metavar="M",
               help="With --engine: a folder, shape:NAME, or a name of the hub. With --url: the served model's name, "
@@ -189,7 +246,11 @@ def _source(dataset: str | None, input_tokens: str | None, output_tokens: str | 
 @engine_options
 @sim_options
 def sweep(
-    concurrency: str,
+    concurrency: str | None,
+    rate: str | None,
+    arrival: str | None,
+    speedup: float | None,
+    max_in_flight: int | None,
     url: str | None,
     model: str | None,
     kinds: tuple[str, ...],
@@ -221,7 +282,8 @@ def sweep(
 ) -> int:
     """Measure a server at one load level after another.
 
-    At each level so many requests are kept in flight (a closed loop). --engine launches vLLM or
+    With --concurrency so many requests are kept in flight at each level (a closed loop); with --rate
+    they are sent when they are due, whatever the server does (an open loop). --engine launches vLLM or
     TensorRT-LLM and stops it again; with several, one after another with the same prompts. With
     neither --url nor --engine the embedded engine is measured, and every figure is marked
     SIMULATED.
@@ -233,7 +295,11 @@ def sweep(
     from loadgen.sweep_spec import SweepSpec, default_output
     from loadgen.units import parse_duration_s
 
-    levels = _parse_levels(concurrency)
+    load = _parse_load(concurrency, rate, arrival, speedup, max_in_flight, dataset)
+    if load.get("times_ns"):
+        if requests is not None or duration is not None or rounds > 1:
+            raise UsageError("--arrival replay sends the whole trace once: no --requests, --duration or --rounds")
+        requests = len(load["times_ns"])
     if requests is not None and duration is not None:
         raise UsageError("--requests and --duration exclude each other")
     if requests is not None and requests < 1:
@@ -262,7 +328,7 @@ def sweep(
     name = model or "server" if url is not None else "-".join(engine.name for engine in specs[:4])
     spec = SweepSpec(
         command=_command(),
-        levels=levels,
+        **load,
         requests=requests,
         duration_s=None if requests is not None else parse_duration_s(duration or DEFAULT_DURATION),
         rounds=rounds,
@@ -278,7 +344,7 @@ def sweep(
         headers=_parse_headers(headers, api_key),
         verify_tls=not insecure,
         extra_body=_parse_extra_body(extra_body),
-        source=_source(dataset, input_tokens, output_tokens, vocab_size, seed),
+        source=_source(dataset, input_tokens, output_tokens, vocab_size, seed, in_order="times_ns" in load),
         timeouts=_parse_timeouts(timeout),
         workers=workers,
         watch=watch,

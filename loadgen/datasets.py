@@ -17,6 +17,7 @@ import msgspec
 from loadgen.errors import DatasetError, UsageError
 from loadgen.phrases import DOCUMENTS, REQUESTS, ROLES, WORDS
 from loadgen.prompts import DEFAULT_VOCAB_SIZE, FIRST_TOKEN_ID, LINE_FIELDS, SAMPLING_FIELDS, numbered_lines, parse_line
+from loadgen.units import NS_PER_S
 
 T = TypeVar("T")
 
@@ -268,6 +269,38 @@ def convert(path: Path, to: str, output_tokens: int | None = None) -> Iterator[b
             line = {"id": prompt.id, field: content, "output_tokens": prompt.output_tokens}
             line |= {"extra_body": fields} if fields else {}
         yield msgspec.json.encode(line) + b"\n"
+
+
+class _Timestamp(msgspec.Struct):
+    timestamp: float | None = None
+
+
+def read_timestamps_ns(path: Path, speedup: float) -> tuple[int, ...]:
+    """When each line's request came, in nanoseconds after the first: its ``timestamp``, in seconds.
+
+    Args:
+        speedup: divides the times.
+
+    Raises:
+        DatasetError: a line without a time stamp, or one that is earlier than the line before; fewer than two
+            lines, or all at once.
+    """
+    times: list[float] = []
+    for number, raw in numbered_lines(path):
+        try:
+            at = msgspec.json.decode(raw, type=_Timestamp).timestamp
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise DatasetError(path, str(error), number) from None
+        if at is None:
+            raise DatasetError(path, 'has no "timestamp", in seconds, which --arrival replay needs', number)
+        if times and at < times[-1]:
+            raise DatasetError(
+                path, f"its timestamp {at:g} is before the last line's, {times[-1]:g}; sort them", number
+            )
+        times.append(at)
+    if len(times) < 2 or times[-1] == times[0]:
+        raise DatasetError(path, "a trace needs two requests or more, not all at once")
+    return tuple(round((at - times[0]) / speedup * NS_PER_S) for at in times)
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):

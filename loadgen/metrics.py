@@ -32,6 +32,7 @@ class Metric(NamedTuple):
     source: str
 
 
+LATE_S = 0.001
 MAX_EXAMPLES = 1000  # different error messages that are told apart
 
 METRICS = [
@@ -40,8 +41,10 @@ METRICS = [
         "TTFT, time to first token",
         "s",
         "`first_token - sent`: from just before the request's first byte is written, on a connection already held, "
-        "to the socket read that completed the first event whose cumulative token count is at least 1",
-        "Response headers and a chat stream's role event come earlier and carry no token.",
+        "to the socket read that completed the first event whose cumulative token count is at least 1; in an open "
+        "loop `first_token - scheduled`, and the former stands in `open_loop.service`",
+        "Response headers and a chat stream's role event come earlier and carry no token. A clock that starts at the "
+        "actual send hides what waited in the client (coordinated omission).",
         "vLLM metrics; MLPerf Inference LoadGen",
     ),
     Metric(
@@ -74,7 +77,7 @@ METRICS = [
         "e2e_s",
         "E2E, end-to-end latency",
         "s",
-        "`last_token - sent`",
+        "`last_token - sent`; in an open loop `last_token - scheduled`",
         "The closing usage event and `[DONE]` carry no token.",
         "vLLM benchmarks/serve.py",
     ),
@@ -135,6 +138,23 @@ METRICS = [
         "the share of requests with a gap of more than 5 times their own median gap (and more than 10 ms)",
         "",
         "arXiv 2407.07000",
+    ),
+    Metric(
+        "open_loop.send_lateness_s",
+        "send lateness",
+        "s",
+        "`sent - scheduled` of each measured request of an open loop; `late` counts those above 1 ms, `dropped` those "
+        "that were never sent because too many were in flight",
+        "The schedule is absolute: what is sent late was late, and its latency counts from when it was due.",
+        "wrk2; MLPerf Inference LoadGen",
+    ),
+    Metric(
+        "open_loop.achieved_rate_rps",
+        "achieved rate",
+        "requests/s",
+        "requests sent inside the measured window, over the window; `intended_rate_rps` counts those due in it",
+        "",
+        "MLPerf Inference LoadGen",
     ),
     Metric(
         "client.lateness_s",
@@ -215,6 +235,7 @@ class LevelFigures(msgspec.Struct, kw_only=True):
     error_examples: list[dict[str, Any]]
     client: dict[str, Any]
     window: dict[str, int]
+    open_loop: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET  # a closed loop has none
     interrupted: str | None = None
 
 
@@ -262,6 +283,12 @@ class LevelAccumulator:
         self.residence_ns = 0
         self.in_flight_ns = 0
         self.slot_gaps: list[float] = []
+        # Of an open loop.
+        self.due = 0  # inside the window
+        self.sent = 0
+        self.service_ttft: list[float] = []
+        self.service_e2e: list[float] = []
+        self.send_lateness: list[float] = []
         self.connects = 0
         self.retried = 0
 
@@ -294,6 +321,11 @@ class LevelAccumulator:
         import numpy as np
 
         start, end, sent = self.start_ns, self.end_ns, record.sent_ns
+        if record.scheduled_ns is not None:
+            self.due += start <= record.scheduled_ns < end
+            self.sent += sent is not None and start <= sent < end
+            if record.phase == "measure" and sent is not None:
+                self.send_lateness.append((sent - record.scheduled_ns) / NS_PER_S)
         if sent is None or record.end_ns < start or sent > end:
             return
         self.in_flight_ns += min(record.end_ns, end) - max(sent, start)
@@ -335,12 +367,15 @@ class LevelAccumulator:
             self.mismatched += record.output_tokens != record.requested_tokens
         self.cached_tokens += record.cached_tokens or 0
         self.sources[record.token_source or "none"] += 1
+        since = sent if record.scheduled_ns is None else record.scheduled_ns
         if last is not None:
-            self.e2e.append((last - sent) / NS_PER_S)
+            self.e2e.append((last - since) / NS_PER_S)
+            self.service_e2e.append((last - sent) / NS_PER_S)
         if first is None or last is None:
             self.unstreamed += 1
             return
-        self.ttft.append((first - sent) / NS_PER_S)
+        self.ttft.append((first - since) / NS_PER_S)
+        self.service_ttft.append((first - sent) / NS_PER_S)
         tokens = np.asarray(record.event_tokens, dtype=np.int32)
         rest = (record.output_tokens or 0) - int(tokens[0])
         if rest > 0 and last > first:
@@ -445,8 +480,27 @@ def level_figures(
         ],
         client=_client_figures(gathered, samples, window_s),
         window={"start_ns": gathered.start_ns, "end_ns": gathered.end_ns},
+        open_loop=_open_figures(gathered, window_s) if load.get("model") == "open" else msgspec.UNSET,
         interrupted=interrupted,
     )
+
+
+def _open_figures(gathered: LevelAccumulator, window_s: float) -> dict[str, Any]:
+    """How well an open loop's schedule was kept, and the latencies on the clock from the real send."""
+    import numpy as np
+
+    lateness = np.asarray(gathered.send_lateness)
+    return {
+        "intended_rate_rps": gathered.due / window_s if window_s > 0 else None,
+        "achieved_rate_rps": gathered.sent / window_s if window_s > 0 else None,
+        "send_lateness_s": describe(lateness, independent=False),
+        "late": int((lateness > LATE_S).sum()),
+        "dropped": gathered.errors["dropped"],
+        "service": {
+            "ttft_s": describe(np.asarray(gathered.service_ttft)),
+            "e2e_s": describe(np.asarray(gathered.service_e2e)),
+        },
+    }
 
 
 def _client_figures(gathered: LevelAccumulator, samples: list[ClientSample], window_s: float) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from loadgen.records import ClientSample, Manifest
-from loadgen.report.terminal import latency_ms
+from loadgen.report.terminal import in_words, latency_ms
 from loadgen.runner import LevelSpec
 from loadgen.summary import LevelSummary
 from loadgen.units import NS_PER_S, format_count, format_ms
@@ -61,13 +61,13 @@ class Progress:
         self._said_s = time.monotonic()
         if not self._terminal:
             if not self._together:
-                self._say(f"{spec.concurrency} in flight: started")
+                self._say(f"{in_words(spec.load)}: started")
             return
         from tqdm import tqdm
 
         self._bar = tqdm(
             total=spec.requests if spec.requests is not None else round(spec.duration_s or 0, 1),
-            desc=f"{spec.concurrency:>5} in flight",
+            desc=f"{in_words(spec.load):>15}",
             file=self._stream,
             bar_format="{desc} |{bar:8}|{percentage:3.0f}%{postfix}",
             leave=False,
@@ -91,7 +91,7 @@ class Progress:
             self._draw(now)
         elif now - self._said_s >= PLAIN_EVERY_S:
             self._said_s = now
-            self._say(f"{self._spec.concurrency} in flight: {self._state()}")
+            self._say(f"{in_words(self._spec.load)}: {self._state()}")
 
     def _draw(self, now: float) -> None:
         assert self._bar is not None and self._spec is not None
@@ -99,7 +99,8 @@ class Progress:
         if self._measure_from_s is not None:
             if self._spec.requests is not None:
                 ended = sum(s.completed + s.failed for s in self._last.values())
-                done = max(0, ended - (self._spec.concurrency if self._spec.warmup else 0))
+                first = self._spec.concurrency if self._spec.warmup and self._spec.arrivals is None else 0
+                done = max(0, ended - first)
             else:
                 done = now - self._measure_from_s
         total = float(self._bar.total)
@@ -129,7 +130,7 @@ class Progress:
             self._bar = None
         tokens = summary.output_throughput_tps
         self._say(
-            f"{summary.load['concurrency']:>5} in flight: {summary.requests.completed} measured, "
+            f"{in_words(summary.load):>15}: {summary.requests.completed} measured, "
             f"{'n/a' if tokens is None else format_count(tokens)} tokens/s, "
             f"TTFT {latency_ms(summary, 'ttft_s', 'mean')} ms, {summary.verdict.status}"
         )

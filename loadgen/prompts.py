@@ -231,12 +231,18 @@ def make_prompt(source: PromptSource, index: int) -> Prompt:
 
 
 class DatasetSource:
-    """The prompts of a file in an order that the seed sets, over again when they run out."""
+    """The prompts of a file in an order that the seed sets, over again when they run out.
 
-    def __init__(self, prompts: list[Prompt], seed: int) -> None:
+    Args:
+        in_order: keep the file's order, as a trace needs.
+    """
+
+    def __init__(self, prompts: list[Prompt], seed: int, in_order: bool = False) -> None:
         self.prompts = prompts
-        # Sorting by a hash gives the same order under every Python version and platform.
-        self._order = sorted(range(len(prompts)), key=lambda i: hashlib.sha256(f"{seed}:{i}".encode()).digest())
+        self._order = list(range(len(prompts)))
+        if not in_order:
+            # Sorting by a hash gives the same order under every Python version and platform.
+            self._order.sort(key=lambda i: hashlib.sha256(f"{seed}:{i}".encode()).digest())
 
     def steps(self, index: int) -> Generator[None, None, Prompt]:
         return self.prompts[self._order[index % len(self._order)]]
@@ -285,11 +291,12 @@ class SourceSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Where prompts come from, in a form that travels to a worker and into the manifest.
 
     Either ``path`` is set (with ``output_tokens`` as an override), or ``input_tokens`` and
-    ``output_tokens`` are, for synthetic prompts.
+    ``output_tokens`` are, for synthetic prompts. ``in_order`` keeps the file's order.
     """
 
     seed: int
     path: str | None = None
+    in_order: bool = False
     input_tokens: TokenRange | None = None
     output_tokens: TokenRange | None = None
     vocab_size: int = DEFAULT_VOCAB_SIZE
@@ -302,6 +309,6 @@ class SourceSpec(msgspec.Struct, frozen=True, kw_only=True):
         """
         if self.path is not None:
             override = None if self.output_tokens is None else self.output_tokens.low
-            return DatasetSource(read_prompts(Path(self.path), override), self.seed)
+            return DatasetSource(read_prompts(Path(self.path), override), self.seed, self.in_order)
         assert self.input_tokens is not None and self.output_tokens is not None
         return SyntheticSource(self.input_tokens, self.output_tokens, self.vocab_size, self.seed)

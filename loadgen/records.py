@@ -22,7 +22,9 @@ from loadgen.errors import RunFolderError
 FORMAT_VERSION = 1
 
 Phase = Literal["warmup", "measure", "drain"]
-ErrorKind = Literal["connect", "timeout", "http_status", "stream_error", "stream_truncated", "bad_payload", "cancelled"]
+ErrorKind = Literal[
+    "connect", "timeout", "http_status", "stream_error", "stream_truncated", "bad_payload", "cancelled", "dropped"
+]
 TokenSource = Literal["usage_continuous", "usage_final", "events"]
 
 
@@ -45,7 +47,8 @@ class RequestRecord(msgspec.Struct, kw_only=True):
         worker: index of the worker process that sent it.
         phase: ``warmup`` before every slot had turned over once, ``measure``, or ``drain`` (sent
             only to hold the load while the last measured requests ended).
-        scheduled_ns: intended send; null in a closed loop, where nothing is scheduled.
+        scheduled_ns: intended send; null in a closed loop, where nothing is scheduled. One that was never sent,
+            since too many were in flight, fails as ``dropped``.
         sent_ns: just before the first byte was written, on a connection already held; null when
             no connection was had.
         headers_ns: the read that completed the response headers.

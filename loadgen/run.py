@@ -187,7 +187,11 @@ class Run:
             dataset=self._workload.dataset,
             seed=spec.source.seed,
             load={
-                "model": "closed",
+                **(
+                    {"model": "open", "arrival": spec.level_specs()[0].load["arrival"]}
+                    if spec.rates
+                    else {"model": "closed"}
+                ),
                 "requests": spec.requests,
                 "duration_s": spec.duration_s,
                 "rounds": spec.rounds,

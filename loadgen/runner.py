@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -27,6 +27,7 @@ import msgspec
 from loadgen.clock import now_ns
 from loadgen.endpoint import Endpoint
 from loadgen.errors import LoadgenError
+from loadgen.pacing import Arrivals
 from loadgen.prompts import SourceSpec
 from loadgen.records import ClientSample, LevelMark, NoteMark, encode_line
 from loadgen.units import NS_PER_S
@@ -44,6 +45,7 @@ from loadgen.worker import (
     MeasuredDone,
     MeasureStarted,
     Prepare,
+    PrepareOpen,
     Ready,
     Reply,
     Sample,
@@ -54,24 +56,42 @@ from loadgen.worker import (
 PROBE_MEAN_S = 0.01
 # One worker core measures about 100,000 tokens/s; a stream that a person reads is 20 to 100.
 SLOTS_PER_WORKER = 512
+# An open loop's schedule begins so long after the workers are told.
+START_AHEAD_NS = 20_000_000
 
 _decode_reply = msgspec.json.Decoder(Reply).decode
 
 
 class LevelSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One closed-loop level. Either ``requests`` or ``duration_s`` says how much is measured."""
+    """One load level. Either ``requests`` or ``duration_s`` says how much is measured.
+
+    Attributes:
+        concurrency: requests in flight of a closed loop; in an open one, at most.
+        arrivals: of an open loop; None for a closed one.
+        warmup: whether something is sent before anything is measured.
+        warmup_s: of an open loop: how long.
+    """
 
     index: int
     concurrency: int
+    arrivals: Arrivals | None = None
     requests: int | None = None
     duration_s: float | None = None
     warmup: bool = True
+    warmup_s: float = 0.0
     round: int | None = None
 
     @property
     def load(self) -> dict[str, object]:
         """The ``load`` of the level in summary.json; ``round`` only where there are several."""
         load: dict[str, object] = {"model": "closed", "concurrency": self.concurrency}
+        if self.arrivals is not None:
+            load = {
+                "model": "open",
+                "rate_rps": self.arrivals.rate_rps,
+                "arrival": self.arrivals.name,
+                "max_in_flight": self.concurrency,
+            }
         return load if self.round is None else {**load, "round": self.round}
 
 
@@ -121,6 +141,31 @@ def split_cores(workers: int = 1) -> tuple[set[int] | None, set[int] | None]:
 def shares(total: int, parts: int) -> list[int]:
     """``total`` split into ``parts`` whole numbers that differ by at most one."""
     return [total // parts + (i < total % parts) for i in range(parts)]
+
+
+def _prepare(spec: LevelSpec, count: int, first_index: int) -> Sequence[Prepare | PrepareOpen]:
+    """What each of ``count`` workers is to do of a level."""
+    if spec.arrivals is not None:
+        return [
+            PrepareOpen(
+                level=spec.index,
+                arrivals=spec.arrivals,
+                workers=count,
+                first_index=first_index,
+                warmup_s=spec.warmup_s if spec.warmup else 0.0,
+                duration_s=spec.duration_s,
+                requests=spec.requests,
+                most=most,
+            )
+            for most in shares(spec.concurrency, count)
+        ]
+    budgets: list[int] | list[None] = [None] * count if spec.requests is None else shares(spec.requests, count)
+    return [
+        Prepare(
+            level=spec.index, slots=slots, first_index=first_index, warmup=spec.warmup, budget=budget, alone=count == 1
+        )
+        for slots, budget in zip(shares(spec.concurrency, count), budgets, strict=True)
+    ]
 
 
 class _WorkerProcess:
@@ -306,18 +351,8 @@ class Runner:
         """
         count = min(len(self._workers), spec.concurrency)
         level = _Level(spec, self._workers[:count], on_sample)
-        budgets: list[int] | list[None] = [None] * count if spec.requests is None else shares(spec.requests, count)
-        for worker, slots, budget in zip(level.workers, shares(spec.concurrency, count), budgets, strict=True):
-            worker.send(
-                Prepare(
-                    level=spec.index,
-                    slots=slots,
-                    first_index=first_index,
-                    warmup=spec.warmup,
-                    budget=budget,
-                    alone=count == 1,
-                )
-            )
+        for worker, message in zip(level.workers, _prepare(spec, count, first_index), strict=True):
+            worker.send(message)
         seen_interrupts = 0
         while level.done < len(level.workers):
             if self._interrupts.count > seen_interrupts:
@@ -380,7 +415,7 @@ class Runner:
             case Ready():
                 level.ready += 1
                 if level.ready == everyone:
-                    self._tell(level, Go())
+                    self._tell(level, Go(now_ns() + START_AHEAD_NS))
                     if level.interrupted is not None:
                         self._tell(level, Cancel(level.interrupted))
             case TurnedOver():
@@ -389,7 +424,9 @@ class Runner:
                     self._tell(level, Measure())
             case MeasureStarted(t_ns):
                 level.started_ns.append(t_ns)
-                if len(level.started_ns) == everyone and level.spec.duration_s is not None:
+                timed = level.spec.duration_s is not None and level.spec.arrivals is None
+                if len(level.started_ns) == everyone and timed:
+                    assert level.spec.duration_s is not None
                     level.hold_at_ns = max(level.started_ns) + int(level.spec.duration_s * NS_PER_S)
             case MeasuredDone(t_ns):
                 level.measured_ns.append(t_ns)

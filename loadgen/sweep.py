@@ -22,7 +22,7 @@ from loadgen.errors import EngineError, LoadgenError, UsageError
 from loadgen.gpus import Nvml, nvml
 from loadgen.records import write_json
 from loadgen.run import Run, prepare_output
-from loadgen.runner import Interrupts, LevelSpec, default_workers, split_cores
+from loadgen.runner import Interrupts, LevelSpec, split_cores
 from loadgen.summary import RUNS_FILE, RunIndex, Summary
 from loadgen.sweep_spec import (
     Listener,
@@ -75,8 +75,8 @@ async def _run_sweep(spec: SweepSpec, listener: Listener, interrupts: Interrupts
         for engine in spec.engines:
             if engine.port is not None:
                 check_port(engine.host, engine.port)
-        workers = spec.workers or max(1, default_workers(max(spec.levels)) // share)
-        check_open_files(max(spec.levels), workers)
+        workers = spec.workers or max(1, spec.default_workers() // share)
+        check_open_files(spec.most_in_flight, workers)
         sweep = _Sweep(spec, workload, commands, listener, interrupts, session, workers)
         if not spec.engines:
             await sweep.attached()
@@ -159,7 +159,7 @@ class _Sweep:
     async def interleaved(self) -> None:
         """One round of each engine in turn; every second time in the opposite order."""
         self._write_index()
-        per_round = len(self._spec.levels)
+        per_round = self._spec.loads
         specs = self._spec.level_specs()
         for turn in range(self._spec.rounds):
             order = range(len(self._runs))
@@ -184,7 +184,7 @@ class _Sweep:
         for engine, command, run in zip(self._spec.engines, self._commands, self._runs, strict=True):
             if not self._spec.offline_ceiling or engine.kind != "trtllm" or not run.going or not run.summary.levels:
                 continue
-            top = max(range(len(run.summary.levels)), key=lambda i: run.summary.levels[i].load["concurrency"])
+            top = max(range(len(run.summary.levels)), key=lambda i: run.summary.levels[i].client["in_flight"] or 0)
             count = min(run.summary.levels[top].requests.issued, MAX_OFFLINE_REQUESTS)
             first = top * self._workload.stride
             try:

@@ -6,7 +6,7 @@ import resource
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -14,13 +14,17 @@ from loadgen.datasets import shipped
 from loadgen.endpoint import Api, check_prompt
 from loadgen.engines.spec import EngineCommand, EngineSpec
 from loadgen.errors import UsageError
+from loadgen.pacing import Arrivals
 from loadgen.prompts import FIRST_TOKEN_ID, DatasetSource, SourceSpec
 from loadgen.records import ClientSample, Manifest
-from loadgen.runner import LevelSpec
+from loadgen.runner import LevelSpec, default_workers
 from loadgen.summary import LevelSummary
 from loadgen.wire import Timeouts
 
 SPARE_FILES = 100
+DEFAULT_IN_FLIGHT = 4096
+# An open loop runs so long before it is measured, as a share of what is measured, within bounds.
+WARMUP_SHARE, LEAST_WARMUP_S, MOST_WARMUP_S = 0.2, 2.0, 30.0
 # Synthetic prompts of one level; the next level's begin behind them.
 PROMPTS_PER_LEVEL = 10_000_000
 
@@ -30,7 +34,11 @@ class SweepSpec(msgspec.Struct, kw_only=True):
 
     Attributes:
         command: the command line, for the manifest.
-        levels: concurrency of each level, in order.
+        levels: concurrency of each closed-loop level, in order; empty where ``rates`` are given.
+        rates: requests/s of each open-loop level.
+        arrival: kind and coefficient of variation of an open loop's gaps.
+        times_ns: of a trace that is replayed.
+        max_in_flight: of an open loop.
         requests, duration_s: how much is measured at each level; exactly one is set.
         rounds: how often all levels are gone through.
         engines: launched one after another; else ``url`` is attached to.
@@ -47,7 +55,11 @@ class SweepSpec(msgspec.Struct, kw_only=True):
     """
 
     command: list[str]
-    levels: list[int]
+    levels: list[int] = []
+    rates: list[float] = []
+    arrival: tuple[Literal["constant", "poisson", "gamma", "replay"], float] = ("poisson", 1.0)
+    times_ns: tuple[int, ...] = ()
+    max_in_flight: int = DEFAULT_IN_FLIGHT
     requests: int | None = None
     duration_s: float | None = None
     rounds: int = 1
@@ -69,20 +81,58 @@ class SweepSpec(msgspec.Struct, kw_only=True):
     watch: bool = True
     output: Path
 
+    @property
+    def loads(self) -> int:
+        """Levels of one round."""
+        return len(self.rates or self.levels)
+
+    @property
+    def most_in_flight(self) -> int:
+        """The most requests that can be in flight at once."""
+        return self.max_in_flight if self.rates else max(self.levels)
+
+    def default_workers(self) -> int:
+        """Worker processes for the largest level."""
+        # An open loop's requests in flight are not known: about two seconds' worth, for this purpose.
+        return default_workers(
+            min(self.max_in_flight, int(2 * max(self.rates)) + 1) if self.rates else max(self.levels)
+        )
+
     def level_specs(self) -> list[LevelSpec]:
         """The levels of all rounds, in the order in which they are run."""
         return [
-            LevelSpec(
-                index=round_index * len(self.levels) + position,
-                concurrency=concurrency,
+            self._level(round_index * self.loads + position, position, round_index if self.rounds > 1 else None)
+            for round_index in range(self.rounds)
+            for position in range(self.loads)
+        ]
+
+    def _level(self, index: int, position: int, round_index: int | None) -> LevelSpec:
+        if not self.rates:
+            return LevelSpec(
+                index=index,
+                concurrency=self.levels[position],
                 requests=self.requests,
                 duration_s=self.duration_s,
                 warmup=self.warmup,
-                round=round_index if self.rounds > 1 else None,
+                round=round_index,
             )
-            for round_index in range(self.rounds)
-            for position, concurrency in enumerate(self.levels)
-        ]
+        kind, cv = self.arrival
+        rate = self.rates[position]
+        arrivals = Arrivals(
+            # Every level and round has a schedule of its own, and every engine the same ones.
+            kind=kind, rate_rps=rate, cv=cv, seed=self.source.seed * 1_000_003 + index, times_ns=self.times_ns
+        )  # fmt: skip
+        expected_s = self.duration_s if self.duration_s is not None else (self.requests or 0) / rate
+        return LevelSpec(
+            index=index,
+            concurrency=self.max_in_flight,
+            arrivals=arrivals,
+            requests=self.requests,
+            duration_s=self.duration_s,
+            warmup=self.warmup and kind != "replay",  # a trace is measured from its first request on
+            warmup_s=min(max(WARMUP_SHARE * expected_s, LEAST_WARMUP_S), MOST_WARMUP_S),
+            round=round_index,
+        )
 
 
 class Listener(Protocol):
@@ -148,7 +198,7 @@ def choose_workload(spec: SweepSpec) -> Workload:
             "sha256": _sha256(path),
             "prompts": len(source.prompts),
         },
-        stride=max(1, len(source.prompts) // (len(spec.levels) * spec.rounds)),
+        stride=max(1, len(source.prompts) // (spec.loads * spec.rounds)),
     )
 
 
@@ -168,8 +218,8 @@ def check_open_files(concurrency: int, workers: int) -> None:
     usable = limit - SPARE_FILES
     if -(-concurrency // workers) > usable:
         raise UsageError(
-            f"--concurrency {concurrency}: {workers} worker process(es) can open {usable * workers:,} connections here "
-            f"(ulimit -Hn {limit}); use more --workers, or raise the limit"
+            f"{concurrency} requests in flight: {workers} worker process(es) can open {usable * workers:,} connections "
+            f"here (ulimit -Hn {limit}); use more --workers, fewer in flight, or raise the limit"
         )
 
 

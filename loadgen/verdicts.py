@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -15,6 +15,7 @@ Status = Literal["VALID", "INTERRUPTED", "ERRORS", "TOO_FEW", "LOAD_NOT_ACHIEVED
 MAX_ERROR_SHARE = 0.01
 MAX_MISMATCH_SHARE = 0.01
 MIN_IN_FLIGHT_SHARE = 0.95
+MAX_RATE_DEVIATION = 0.01
 MAX_LATENESS_SHARE = 0.05
 MAX_UTILIZATION = 0.97
 
@@ -24,7 +25,8 @@ VERDICTS: dict[str, str] = {
     "INTERRUPTED": "the level did not run to its end: Ctrl-C, a server that was gone, a full disk, a dead worker",
     "ERRORS": f"more than {MAX_ERROR_SHARE:.0%} of the measured requests failed",
     "TOO_FEW": f"fewer than {quantile_floor(0.5)} measured requests succeeded, so that not even a median can be shown",
-    "LOAD_NOT_ACHIEVED": f"the time average in flight was below {MIN_IN_FLIGHT_SHARE:.0%} of the concurrency asked for",
+    "LOAD_NOT_ACHIEVED": f"the time average in flight was below {MIN_IN_FLIGHT_SHARE:.0%} of the concurrency asked "
+    f"for; in an open loop: the rate that was sent and the one that was due part by more than {MAX_RATE_DEVIATION:.0%}",
     "CLIENT_BOUND": f"our own stamps were late by more than {MAX_LATENESS_SHARE:.0%} of the mean TTFT on average; or "
     "their 99th percentile of lateness exceeded the median gap between tokens; or the busiest worker used more than "
     f"{MAX_UTILIZATION:.0%} of a core",
@@ -49,7 +51,7 @@ class Verdict(msgspec.Struct, kw_only=True):
 
 
 def judge(figures: LevelFigures) -> Verdict:
-    """Every check of a closed-loop level, the gravest first."""
+    """Every check of a level, the gravest first."""
     reasons = [
         reason for check in (_interrupted, _errors, _too_few, _load, _client, _output) for reason in check(figures)
     ]
@@ -92,6 +94,8 @@ def _too_few(figures: LevelFigures) -> list[Reason]:
 
 
 def _load(figures: LevelFigures) -> list[Reason]:
+    if isinstance(figures.open_loop, dict):
+        return _rate(figures, figures.open_loop)
     asked = figures.load["concurrency"]
     reached = figures.client["in_flight"]
     if reached is None or reached >= MIN_IN_FLIGHT_SHARE * asked:
@@ -103,6 +107,22 @@ def _load(figures: LevelFigures) -> list[Reason]:
             text=f"{reached:.1f} requests in flight on average, {asked} asked for "
             f"(a freed slot sent again after {format_ms(gap.mean)} ms on average)",
             advice="see whether requests fail or the server refuses connections; else use more --workers",
+        )
+    ]
+
+
+def _rate(figures: LevelFigures, kept: dict[str, Any]) -> list[Reason]:
+    due, sent = kept["intended_rate_rps"], kept["achieved_rate_rps"]
+    if not due or abs(sent / due - 1) <= MAX_RATE_DEVIATION:
+        return []
+    lateness = kept["send_lateness_s"]
+    return [
+        Reason(
+            status="LOAD_NOT_ACHIEVED",
+            text=f"{sent:.4g} requests/s were sent, {due:.4g} were due; {kept['late']} were sent late (mean "
+            f"{format_ms(lateness.mean)} ms), {kept['dropped']} never",
+            advice=f"the server does not keep up with this rate ({figures.load['max_in_flight']} requests in flight at "
+            "most); see whether loadgen was the bottleneck (CLIENT_BOUND), else raise --max-in-flight or lower --rate",
         )
     ]
 

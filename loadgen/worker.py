@@ -14,23 +14,27 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import cast
 
 import msgspec
 import uvloop
 
+from loadgen.alarm import Alarm
 from loadgen.clock import now_ns
 from loadgen.endpoint import Endpoint, RequestEncoder
 from loadgen.exchange import Exchange
+from loadgen.pacing import Arrivals, schedule
 from loadgen.prompts import Prompt, SourceSpec, make_prompt
-from loadgen.records import ClientSample, Phase, RequestRecord, encode_line
+from loadgen.records import ClientSample, Phase, RequestError, RequestRecord, encode_line
+from loadgen.units import NS_PER_S
 from loadgen.wire import Timeouts, Wire
 
 SAMPLE_S = 0.1
 READY_AHEAD_BYTES = 64 * 2**20
 MAX_BACKOFF_S = 1.0
 STARTS_PER_MS = 20
+OPEN_AHEAD = 64  # connections opened before an open loop begins
 
 # Parent to worker.
 
@@ -66,8 +70,33 @@ class Prepare(msgspec.Struct, tag=True, kw_only=True):
     alone: bool
 
 
+class PrepareOpen(msgspec.Struct, tag=True, kw_only=True):
+    """An open-loop level: likewise. Requests are sent at the times of a schedule, each worker taking its part.
+
+    Attributes:
+        arrivals: the whole schedule; this worker sends the arrivals whose number modulo ``workers`` is its own.
+        workers: how many take part.
+        first_index: the level's first prompt.
+        warmup_s: what is due before that is not measured.
+        duration_s: what is due in that time after it is; None measures ``requests``.
+        requests: so many, of the whole schedule.
+        most: requests in flight at most, of this worker; what is due beyond waits, and is late.
+    """
+
+    level: int
+    arrivals: Arrivals
+    workers: int
+    first_index: int
+    warmup_s: float
+    duration_s: float | None
+    requests: int | None
+    most: int
+
+
 class Go(msgspec.Struct, tag=True):
-    """Every slot sends its first request."""
+    """Start: every slot sends its first request; in an open loop, the schedule begins at ``t_ns``."""
+
+    t_ns: int
 
 
 class Measure(msgspec.Struct, tag=True):
@@ -88,7 +117,7 @@ class Cancel(msgspec.Struct, tag=True):
     message: str
 
 
-Command = Setup | Prepare | Go | Measure | Hold | Finish | Cancel
+Command = Setup | Prepare | PrepareOpen | Go | Measure | Hold | Finish | Cancel
 
 # Worker to parent.
 
@@ -145,7 +174,7 @@ _decode_command = msgspec.json.Decoder(Command).decode
 
 
 class Slot:
-    """One of the level's requests in flight at a time."""
+    """One of a closed loop's requests in flight at a time."""
 
     __slots__ = ("failures", "free_ns", "turned")
 
@@ -156,43 +185,48 @@ class Slot:
 
 
 class Job:
-    """What the worker remembers about a request in flight."""
+    """What the worker remembers about a request in flight: ``slot`` in a closed loop, ``due_ns`` in an open one."""
 
-    __slots__ = ("gap_ns", "phase", "prompt", "seq", "slot")
+    __slots__ = ("due_ns", "gap_ns", "phase", "prompt", "seq", "slot")
 
-    def __init__(self, slot: Slot, seq: int, prompt: Prompt, phase: Phase) -> None:
-        self.slot = slot
+    def __init__(self, seq: int, prompt: Prompt, phase: Phase, slot: Slot | None, due_ns: int | None) -> None:
         self.seq = seq
         self.prompt = prompt
         self.phase: Phase = phase
+        self.slot = slot
+        self.due_ns = due_ns
         self.gap_ns: int | None = None
 
 
-class ClosedLoop:
-    """One level on this worker: each slot sends its next request when its last has ended."""
+class Level:
+    """One level on this worker: requests made ahead, what is in flight, and the records of what has ended.
 
-    def __init__(self, worker: Worker, prepare: Prepare) -> None:
+    When requests are sent is :class:`ClosedLoop`'s and :class:`OpenLoop`'s.
+
+    Args:
+        ahead: requests to keep ready, so that one that is due can be sent at once.
+        workers: that take part; this one sends every so many-th prompt.
+        give_up_at: failures in a row that end the level.
+    """
+
+    def __init__(self, worker: Worker, level: int, first_index: int, ahead: int, workers: int, give_up_at: int) -> None:
         self._worker = worker
         self._wire = worker.wire
-        self._level = prepare.level
-        self._first_index = prepare.first_index
-        self._alone = prepare.alone
-        self._slots = [Slot() for _ in range(prepare.slots)]
+        self._level = level
+        self._first_index = first_index
+        self._ahead = ahead
+        self._workers = workers
         self._phase: Phase = "warmup"
-        self._warmup = prepare.warmup
-        self._budget = prepare.budget
         self._measured_in_flight = 0
         self._measured_reported = False
-        self._not_turned = prepare.slots
         self._stopping = False
         self._done_reported = False
         self._next_number = 0
         self._ready: deque[tuple[int, Prompt, bytes]] = deque()
         self._ready_bytes = 0
         self._making: Generator[None, None, Prompt] | None = None
-        self._waiting = 0  # slots that wait before they try again
         self._failures_in_row = 0
-        self._give_up_at = max(10, 2 * prepare.slots)
+        self._give_up_at = give_up_at
         self.issued = 0
         self.completed = 0
         self.failed = 0
@@ -203,14 +237,14 @@ class ClosedLoop:
             self._keep_ready(make_prompt(worker.source, self._first_index + self._seq()))
         self._wire.spare_time = self._make_ahead
 
-    # Requests made ahead, so that a slot that falls free can send at once.
+    # Requests made ahead.
 
     def _seq(self) -> int:
-        return self._worker.setup.worker + self._next_number * self._worker.setup.workers
+        return self._worker.setup.worker + self._next_number * self._workers
 
     def _wants_more(self) -> bool:
-        return len(self._ready) < 2 * len(self._slots) and (
-            self._ready_bytes < READY_AHEAD_BYTES or len(self._ready) < len(self._slots)
+        return len(self._ready) < self._ahead and (
+            self._ready_bytes < READY_AHEAD_BYTES or len(self._ready) < self._ahead // 2
         )
 
     def _keep_ready(self, prompt: Prompt) -> None:
@@ -236,7 +270,133 @@ class ClosedLoop:
 
     # Sending.
 
-    def go(self) -> None:
+    def _send(self, phase: Phase, slot: Slot | None = None, due_ns: int | None = None) -> None:
+        """Sends the next request now."""
+        if not self._ready:
+            while self._making is not None:
+                self._make_ahead()
+            if not self._ready:
+                self._keep_ready(make_prompt(self._worker.source, self._first_index + self._seq()))
+        seq, prompt, payload = self._ready.popleft()
+        self._ready_bytes -= len(payload)
+        if phase == "measure":
+            self._measured_in_flight += 1
+        self.issued += 1
+        self._wire.send(Exchange(payload, self._ended, Job(seq, prompt, phase, slot, due_ns)))
+        self._wire.work_soon()
+
+    def _ended(self, exchange: Exchange) -> None:
+        """Called in the read that ended the exchange: nothing here may take long."""
+        raise NotImplementedError
+
+    # Phases.
+
+    def finish(self) -> None:
+        self._stopping = True
+        self._check_done()
+
+    def cancel(self, message: str) -> None:
+        self._stopping = True
+        self._wire.cancel_all(message)
+        self._check_done()
+
+    def _report_measured(self, alone: bool) -> None:
+        """Everything that was measured has ended; with nobody to hold the load for, the level ends too."""
+        self._measured_reported = True
+        self._worker.reply(MeasuredDone(now_ns()))
+        if alone:
+            self.finish()
+
+    def _check_done(self) -> None:
+        if self._stopping and not self._wire.active and not self._done_reported:
+            self._done_reported = True
+            # After the callback of the last exchange, since that is not settled yet.
+            self._worker.loop.call_soon(self._worker.level_done)
+
+    # Records.
+
+    def settled(self, exchange: Exchange) -> None:
+        """Makes and writes the record of an exchange whose results are known."""
+        job: Job = exchange.job
+        record = RequestRecord(
+            level=self._level,
+            seq=job.seq,
+            prompt_id=job.prompt.id,
+            worker=self._worker.setup.worker,
+            phase=job.phase,
+            scheduled_ns=job.due_ns,
+            sent_ns=exchange.sent_ns,
+            headers_ns=exchange.headers_ns,
+            first_token_ns=exchange.first_token_ns,
+            last_token_ns=exchange.last_token_ns,
+            end_ns=exchange.end_ns,
+            event_ns=exchange.event_gap_ns.tolist(),
+            event_tokens=exchange.event_tokens.tolist(),
+            input_tokens=exchange.input_tokens,
+            output_tokens=exchange.output_tokens,
+            cached_tokens=exchange.cached_tokens,
+            requested_tokens=job.prompt.output_tokens,
+            token_source=exchange.token_source,
+            finish_reason=exchange.finish_reason,
+            connect_ns=exchange.connect_ns,
+            slot_gap_ns=job.gap_ns,
+            retried=exchange.retried,
+            error=exchange.error,
+        )
+        self._worker.write(encode_line(record))
+        if exchange.error is None:
+            self.completed += 1
+            self._failures_in_row = 0
+            self.output_tokens += exchange.output_tokens or 0
+            since_ns = exchange.sent_ns if job.due_ns is None else job.due_ns
+            if exchange.first_token_ns is not None and since_ns is not None:
+                self.ttft_sum_ns += exchange.first_token_ns - since_ns
+                self.ttft_count += 1
+        else:
+            self.failed += 1
+            self._failures_in_row += 1
+            if self._failures_in_row == self._give_up_at and not self._stopping:
+                self._worker.reply(GaveUp(self._failures_in_row, exchange.error.message))
+
+    def sample(self, lateness_ns: list[int]) -> ClientSample:
+        return ClientSample(
+            t_ns=now_ns(),
+            level=self._level,
+            worker=self._worker.setup.worker,
+            phase=self._phase,
+            in_flight=len(self._wire.active),
+            issued=self.issued,
+            completed=self.completed,
+            failed=self.failed,
+            output_tokens=self.output_tokens + sum(exchange.tokens for exchange in self._wire.active),
+            ttft_sum_ns=self.ttft_sum_ns,
+            ttft_count=self.ttft_count,
+            cpu_ns=time.process_time_ns(),
+            max_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            lateness_ns=lateness_ns,
+        )
+
+
+class ClosedLoop(Level):
+    """Each slot sends its next request when its last has ended."""
+
+    def __init__(self, worker: Worker, prepare: Prepare) -> None:
+        self._alone = prepare.alone
+        self._slots = [Slot() for _ in range(prepare.slots)]
+        self._warmup = prepare.warmup
+        self._budget = prepare.budget
+        self._not_turned = prepare.slots
+        self._waiting = 0  # slots that wait before they try again
+        super().__init__(
+            worker,
+            prepare.level,
+            prepare.first_index,
+            ahead=2 * prepare.slots,
+            workers=worker.setup.workers,
+            give_up_at=max(10, 2 * prepare.slots),
+        )
+
+    def go(self, t_ns: int) -> None:
         """Every slot sends its first request, 20 a millisecond, which spares the server's accept
         queue; with equal output lengths it also keeps 1,024 slots from ending in the same instant
         ever after."""
@@ -258,27 +418,14 @@ class ClosedLoop:
         if self._stopping:
             self._check_done()
             return
-        if not self._ready:
-            while self._making is not None:
-                self._make_ahead()
-            if not self._ready:
-                self._keep_ready(make_prompt(self._worker.source, self._first_index + self._seq()))
-        seq, prompt, payload = self._ready.popleft()
-        self._ready_bytes -= len(payload)
-        phase = self._phase
-        if phase == "measure":
-            self._measured_in_flight += 1
-            if self._budget is not None:
-                self._budget -= 1
-        self.issued += 1
-        exchange = Exchange(payload, self._ended, Job(slot, seq, prompt, phase))
-        self._wire.send(exchange)
-        self._wire.work_soon()
+        if self._phase == "measure" and self._budget is not None:
+            self._budget -= 1
+        self._send(self._phase, slot)
 
     def _ended(self, exchange: Exchange) -> None:
-        """Called in the read that ended the exchange: nothing here may take long."""
         job: Job = exchange.job
         slot = job.slot
+        assert slot is not None
         if slot.free_ns is not None and exchange.sent_ns is not None:
             job.gap_ns = exchange.sent_ns - slot.free_ns
         slot.free_ns = exchange.end_ns
@@ -309,8 +456,6 @@ class ClosedLoop:
         self._waiting -= 1
         self._next(slot)
 
-    # Phases.
-
     def measure(self) -> None:
         self._phase = "measure"
         self._worker.reply(MeasureStarted(now_ns()))
@@ -322,88 +467,150 @@ class ClosedLoop:
         self._phase = "drain"
         self._check_measured()
 
-    def finish(self) -> None:
-        self._stopping = True
-        self._check_done()
+    def _check_measured(self) -> None:
+        if self._phase == "drain" and not self._measured_in_flight and not self._measured_reported:
+            self._report_measured(self._alone)
 
-    def cancel(self, message: str) -> None:
-        self._stopping = True
-        self._wire.cancel_all(message)
-        self._check_done()
+
+class OpenLoop(Level):
+    """Requests are sent when they are due, whatever the server does.
+
+    A request belongs to the phase that it is due in. Beyond ``most`` in flight a due request waits for another
+    to end: its latency is counted from when it was due, and that it was late is in its record. What still waits
+    when the level ends was never sent; it is recorded as ``dropped``.
+    """
+
+    def __init__(self, worker: Worker, prepare: PrepareOpen) -> None:
+        self._alone = prepare.workers == 1
+        self._warmup_ns = int(prepare.warmup_s * NS_PER_S)
+        self._duration_ns = None if prepare.duration_s is None else int(prepare.duration_s * NS_PER_S)
+        self._to_measure = prepare.requests
+        self._most = prepare.most
+        self._start_ns = 0
+        self._backlog: deque[tuple[int, Phase]] = deque()
+        self._times = self._own_times(schedule(prepare.arrivals), worker.setup.worker, prepare.workers)
+        self._alarm = Alarm(worker.loop, self._due)
+        self._next_due: tuple[int, Phase] | None = None
+        rate = prepare.arrivals.rate_rps / prepare.workers
+        super().__init__(
+            worker,
+            prepare.level,
+            prepare.first_index,
+            ahead=max(16, min(int(2 * rate), 4096)),
+            workers=prepare.workers,
+            give_up_at=max(50, int(5 * rate)),
+        )
+
+    def _own_times(self, times: Iterator[int], worker: int, workers: int) -> Iterator[tuple[int, Phase]]:
+        """This worker's due times with their phases, which are decided on the whole schedule."""
+        measured = 0
+        for number, due_ns in enumerate(times):
+            phase: Phase = "measure"
+            if due_ns < self._warmup_ns:
+                phase = "warmup"
+            elif self._duration_ns is not None:
+                phase = "measure" if due_ns < self._warmup_ns + self._duration_ns else "drain"
+            elif self._to_measure is not None and measured >= self._to_measure:
+                phase = "drain"
+            measured += phase == "measure"
+            if number % workers == worker:
+                yield due_ns, phase
+
+    def go(self, t_ns: int) -> None:
+        """The schedule begins at ``t_ns``."""
+        self._start_ns = t_ns
+        self._worker.reply(MeasureStarted(t_ns + self._warmup_ns))
+        self._advance()
+
+    def _advance(self) -> None:
+        """Looks at the next arrival, and sets the alarm for it."""
+        found = next(self._times, None)
+        self._next_due = None
+        if found is None:  # a trace has ended
+            self._enter("drain")
+            return
+        self._next_due = (self._start_ns + found[0], found[1])
+        self._alarm.set(self._next_due[0])
+
+    def _due(self) -> None:
+        """The alarm: sends everything that is due by now."""
+        while self._next_due is not None and not self._stopping:
+            due_ns, phase = self._next_due
+            if due_ns > now_ns():
+                self._alarm.set(due_ns)
+                return
+            self._enter(phase)
+            if len(self._wire.active) < self._most:
+                self._send(phase, due_ns=due_ns)
+            else:
+                self._backlog.append((due_ns, phase))
+                self._measured_in_flight += phase == "measure"
+            self._advance()
+
+    def _enter(self, phase: Phase) -> None:
+        if phase != self._phase:
+            self._phase = phase
+            self._check_measured()
+
+    def _ended(self, exchange: Exchange) -> None:
+        job: Job = exchange.job
+        if job.phase == "measure":
+            self._measured_in_flight -= 1
+        if self._stopping:
+            self._check_done()
+        elif self._backlog:
+            due_ns, phase = self._backlog.popleft()
+            self._measured_in_flight -= phase == "measure"
+            self._send(phase, due_ns=due_ns)
+        self._check_measured()
 
     def _check_measured(self) -> None:
         if self._phase == "drain" and not self._measured_in_flight and not self._measured_reported:
-            self._measured_reported = True
-            self._worker.reply(MeasuredDone(now_ns()))
-            if self._alone:
-                self.finish()
+            self._report_measured(self._alone)
 
-    def _check_done(self) -> None:
-        if self._stopping and not self._wire.active and not self._done_reported:
-            self._done_reported = True
-            # After the callback of the last exchange, since that is not settled yet.
-            self._worker.loop.call_soon(self._worker.level_done)
+    def finish(self) -> None:
+        self._end()
+        super().finish()
 
-    # Records.
+    def cancel(self, message: str) -> None:
+        self._end()
+        super().cancel(message)
 
-    def settled(self, exchange: Exchange) -> None:
-        """Makes and writes the record of an exchange whose results are known."""
-        job: Job = exchange.job
-        record = RequestRecord(
-            level=self._level,
-            seq=job.seq,
-            prompt_id=job.prompt.id,
-            worker=self._worker.setup.worker,
-            phase=job.phase,
-            sent_ns=exchange.sent_ns,
-            headers_ns=exchange.headers_ns,
-            first_token_ns=exchange.first_token_ns,
-            last_token_ns=exchange.last_token_ns,
-            end_ns=exchange.end_ns,
-            event_ns=exchange.event_gap_ns.tolist(),
-            event_tokens=exchange.event_tokens.tolist(),
-            input_tokens=exchange.input_tokens,
-            output_tokens=exchange.output_tokens,
-            cached_tokens=exchange.cached_tokens,
-            requested_tokens=job.prompt.output_tokens,
-            token_source=exchange.token_source,
-            finish_reason=exchange.finish_reason,
-            connect_ns=exchange.connect_ns,
-            slot_gap_ns=job.gap_ns,
-            retried=exchange.retried,
-            error=exchange.error,
-        )
-        self._worker.write(encode_line(record))
-        if exchange.error is None:
-            self.completed += 1
-            self._failures_in_row = 0
-            self.output_tokens += exchange.output_tokens or 0
-            if exchange.first_token_ns is not None and exchange.sent_ns is not None:
-                self.ttft_sum_ns += exchange.first_token_ns - exchange.sent_ns
-                self.ttft_count += 1
-        else:
+    def _end(self) -> None:
+        """No more is sent; what was due and still waits is recorded as never sent."""
+        self._alarm.close()
+        now = now_ns()
+        while self._backlog:
+            due_ns, phase = self._backlog.popleft()
+            self._measured_in_flight -= phase == "measure"
+            seq, prompt, _ = self._ready.popleft() if self._ready else (self._seq(), None, b"")
+            if prompt is None:
+                self._next_number += 1
+            self.issued += 1
             self.failed += 1
-            self._failures_in_row += 1
-            if self._failures_in_row == self._give_up_at and not self._stopping:
-                self._worker.reply(GaveUp(self._failures_in_row, exchange.error.message))
+            self._worker.write(
+                encode_line(
+                    RequestRecord(
+                        level=self._level,
+                        seq=seq,
+                        prompt_id="" if prompt is None else prompt.id,
+                        worker=self._worker.setup.worker,
+                        phase=phase,
+                        scheduled_ns=due_ns,
+                        end_ns=now,
+                        error=RequestError(
+                            kind="dropped",
+                            message=f"never sent: {self._most} requests were in flight until the level ended",
+                        ),
+                    )
+                )
+            )
 
-    def sample(self, lateness_ns: list[int]) -> ClientSample:
-        return ClientSample(
-            t_ns=now_ns(),
-            level=self._level,
-            worker=self._worker.setup.worker,
-            phase=self._phase,
-            in_flight=len(self._wire.active),
-            issued=self.issued,
-            completed=self.completed,
-            failed=self.failed,
-            output_tokens=self.output_tokens + sum(exchange.tokens for exchange in self._wire.active),
-            ttft_sum_ns=self.ttft_sum_ns,
-            ttft_count=self.ttft_count,
-            cpu_ns=time.process_time_ns(),
-            max_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            lateness_ns=lateness_ns,
-        )
+    def measure(self) -> None:
+        """Phases follow from the schedule alone."""
+
+    def hold(self) -> None:
+        """Likewise."""
 
 
 class Worker:
@@ -420,7 +627,7 @@ class Worker:
         self._records = os.open(setup.records, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         self._unwritten: list[str] = []
         self._disk_failed = False
-        self._run: ClosedLoop | None = None
+        self._run: ClosedLoop | OpenLoop | None = None
         self._lateness_ns: list[int] = []
         self._sampler: asyncio.TimerHandle | None = None
         self._probes = socket.socket(fileno=setup.probe_fd)
@@ -434,16 +641,13 @@ class Worker:
         match message:
             case Prepare():
                 self._run = ClosedLoop(self, message)
-                await self.wire.open(message.slots)
-                self._lateness_ns.clear()
-                # What is there now stays; no collection may stop the loop while it is measured.
-                gc.collect()
-                gc.freeze()
-                gc.disable()
-                self.reply(Ready())
-            case Go():
+                await self._prepared(message.slots)
+            case PrepareOpen():
+                self._run = OpenLoop(self, message)
+                await self._prepared(min(message.most, OPEN_AHEAD))
+            case Go(t_ns):
                 self._sample()
-                self._level().go()
+                self._level().go(t_ns)
             case Measure():
                 self._level().measure()
             case Hold():
@@ -455,7 +659,16 @@ class Worker:
             case Setup():
                 raise AssertionError("set up twice")
 
-    def _level(self) -> ClosedLoop:
+    async def _prepared(self, connections: int) -> None:
+        await self.wire.open(connections)
+        self._lateness_ns.clear()
+        # What is there now stays; no collection may stop the loop while it is measured.
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        self.reply(Ready())
+
+    def _level(self) -> ClosedLoop | OpenLoop:
         assert self._run is not None
         return self._run
 

@@ -80,7 +80,8 @@ def figures_of(
 def changed(figures: LevelFigures, **fields: Any) -> LevelFigures:
     """The same figures with other fields; a dict replaces only the keys that it has."""
     merged = {
-        name: {**getattr(figures, name), **value} if isinstance(value, dict) else value
+        name: {**old, **value} if isinstance(value, dict) and isinstance(old, dict) else value
         for name, value in fields.items()
+        for old in [getattr(figures, name)]
     }
     return msgspec.structs.replace(figures, **merged)

@@ -462,7 +462,11 @@ def test_window_without_a_mark_or_a_measured_request_is_empty() -> None:
 
 @pytest.mark.parametrize("key", [metric.key for metric in METRICS])
 def test_metric_is_a_field_of_the_figures(key: str) -> None:
-    found: Any = figures_of([request(0, 10, 10)], [sample(50)])
+    found: Any = figures_of([request(0, 10, 10, scheduled_ns=0)], [sample(50)])
+    if key.startswith("open_loop."):
+        gathered = accumulator_for([], LevelMark(level=0, window_start_ns=0, window_end_ns=50 * MS))
+        gathered.add(request(2, 10, 10, scheduled_ns=0))
+        found = level_figures({"model": "open", "rate_rps": 1.0}, gathered, [])
     for name in key.split("."):
         found = found[name] if isinstance(found, dict) else getattr(found, name)
     assert isinstance(found, Distribution | float | int)
@@ -479,3 +483,23 @@ def test_table_has_each_key_once_with_its_unit_in_the_name() -> None:
     assert len(keys) == len(set(keys))
     assert [metric.key for metric in METRICS if metric.key.endswith("_s") != (metric.unit == "s")] == []
     assert all(metric.name and metric.unit and metric.definition for metric in METRICS)
+
+
+def test_an_open_loops_latency_is_from_when_a_request_was_due() -> None:
+    gathered = accumulator_for([], LevelMark(level=0, window_start_ns=0, window_end_ns=100 * MS))
+    gathered.add(request(2, 10, 10, scheduled_ns=0))  # sent 2 ms late
+    gathered.add(request(50, 10, 10, scheduled_ns=50 * MS))
+    gathered.add(failure(None, end=100, kind="dropped", scheduled_ns=60 * MS))
+    gathered.add(request(110, 10, scheduled_ns=90 * MS, phase="drain"))  # due inside the window, sent after it
+    figures = level_figures({"model": "open", "rate_rps": 40.0}, gathered, [])
+    kept = figures.open_loop
+    assert isinstance(kept, dict)
+    assert figures.ttft_s.mean == pytest.approx(0.011)
+    assert figures.e2e_s.mean == pytest.approx(0.021)
+    assert kept["service"]["ttft_s"].mean == pytest.approx(0.010)
+    assert kept["service"]["e2e_s"].mean == pytest.approx(0.020)
+    assert kept["send_lateness_s"].max == pytest.approx(0.002)
+    assert (kept["late"], kept["dropped"]) == (1, 1)
+    assert kept["intended_rate_rps"] == pytest.approx(40)
+    assert kept["achieved_rate_rps"] == pytest.approx(20)
+    assert figures.requests.failed == 1

@@ -122,3 +122,23 @@ def test_the_error_shown_is_the_most_frequent_that_is_no_cancellation() -> None:
     ]
     (reason,) = judge(level(**requests(40, 10, 50), error_examples=examples)).reasons
     assert reason.text.endswith("most often: overloaded")
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"), [(100.0, "VALID"), (99.1, "VALID"), (98.9, "LOAD_NOT_ACHIEVED"), (101.1, "LOAD_NOT_ACHIEVED")]
+)
+def test_an_open_loop_must_send_what_is_due(sent: float, status: str) -> None:
+    kept = {
+        "intended_rate_rps": 100.0,
+        "achieved_rate_rps": sent,
+        "late": 7,
+        "dropped": 2,
+        "send_lateness_s": Distribution(count=100, mean=0.003),
+    }
+    load = {"model": "open", "rate_rps": 100.0, "arrival": "poisson", "max_in_flight": 64}
+    # How many are in flight is the server's affair.
+    verdict = judge(level(load=load, open_loop=kept, client={"in_flight": 3.0}))
+    assert verdict.status == status
+    if status != "VALID":
+        assert "7 were sent late (mean 3.00 ms), 2 never" in verdict.reasons[0].text
+        assert "64 requests in flight at most" in verdict.reasons[0].advice

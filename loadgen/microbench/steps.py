@@ -23,13 +23,16 @@ def steps_of_load(levels: list[int], contexts: list[int]) -> list[Step]:
 
 def decode_step(level: LevelSummary) -> Step | None:
     """The decode step that a level spent its time in: as many sequences as the engine says it ran on average
-    (the level's concurrency where it does not say), and prompt plus half of the answer as context."""
+    (a closed loop's concurrency where it does not say), and prompt plus half of the answer as context."""
     prompt, answer = level.input_tokens.mean, level.output_tokens.mean
     if prompt is None or answer is None:
         return None
     running = ((level.server or {}).get("requests_running") or {}).get("mean")
-    concurrency = int(level.load["concurrency"])
-    sequences = concurrency if running is None else min(concurrency, max(1, round(running)))
+    most = level.load.get("concurrency")  # an open loop has none
+    counts = [max(1, round(n)) for n in (running, most) if n is not None]
+    if not counts:
+        return None
+    sequences = min(counts)
     return Step(phase="decode", sequences=sequences, context=max(1, round(prompt + answer / 2)))
 
 

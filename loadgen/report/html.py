@@ -10,7 +10,7 @@ from typing import Any
 from loadgen import __version__
 from loadgen.records import Manifest
 from loadgen.report.kernels import heading as kernel_heading
-from loadgen.report.terminal import SIMULATED, in_words, latency_ms, level_name, withheld
+from loadgen.report.terminal import SIMULATED, in_words, is_open, latency_ms, level_name, load_value, withheld
 from loadgen.report.waterfall import Beside, Waterfall
 from loadgen.summary import LevelSummary, Summary
 from loadgen.units import format_count, format_ms
@@ -55,8 +55,7 @@ def render(manifest: Manifest, summary: Summary, beside: Beside | None = None) -
     levels = summary.levels
     body = [
         f"<h1>{escape(title)}</h1>",
-        f"<p>Closed loop at {escape(', '.join(str(lv.load['concurrency']) for lv in levels) or 'no level')} in flight. "
-        f"Started {escape(manifest.started_utc)}.</p>",
+        f"<p>{escape(_load_words(levels))}. Started {escape(manifest.started_utc)}.</p>",
         mark,
     ]
     if levels:
@@ -83,6 +82,21 @@ def render(manifest: Manifest, summary: Summary, beside: Beside | None = None) -
         + "\n".join(part for part in body if part)
         + "\n</body></html>\n"
     )
+
+
+def _load_head(levels: list[LevelSummary]) -> str:
+    return "Requests/s due" if levels and is_open(levels[0].load) else "In flight"
+
+
+def _load_words(levels: list[LevelSummary]) -> str:
+    if not levels:
+        return "No level"
+    loads = ", ".join(f"{load_value(level.load):g}" for level in levels)
+    if is_open(levels[0].load):
+        return (
+            f"Open loop at {loads} requests/s, {levels[0].load['arrival']} arrivals; latencies from when each was due"
+        )
+    return f"Closed loop at {loads} in flight"
 
 
 def _table(levels: list[LevelSummary]) -> str:
@@ -114,7 +128,7 @@ def _table(levels: list[LevelSummary]) -> str:
         )
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Results"><table><thead><tr>'
-        + '<th scope="col">In flight</th><th scope="col" class="word">Verdict</th>'
+        + f'<th scope="col">{_load_head(levels)}</th><th scope="col" class="word">Verdict</th>'
         + "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
         + "</tr></thead><tbody>"
         + "\n".join(rows)
@@ -173,7 +187,7 @@ def _engine_section(levels: list[LevelSummary]) -> str:
     return (
         '<h2 id="engine">What the engine and the GPU say</h2>'
         '<div class="scroll" tabindex="0" role="region" aria-label="What the engine and the GPU say"><table><thead><tr>'
-        f'<th scope="col">In flight</th>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        f'<th scope="col">{_load_head(levels)}</th>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
         "<p>The engine's times begin and end inside it; what its HTTP server and the network add is in the TTFT "
         "measured here and not in these.</p>"
     )
@@ -257,7 +271,7 @@ def _charts(levels: list[LevelSummary], simulated: bool) -> str:
     def points(values: list[float | None], factor: float = 1.0) -> list[tuple[float, float | None, bool]]:
         found = [
             (
-                float(level.load["concurrency"]),
+                load_value(level.load),
                 None if value is None else value * factor,
                 level.verdict.status == "VALID",
             )
@@ -272,14 +286,16 @@ def _charts(levels: list[LevelSummary], simulated: bool) -> str:
             found.append((name, colour, points(values, 1e3)))
         return found
 
+    axis = "requests/s" if is_open(levels[0].load) else "in flight"
     charts = [
-        _chart("TTFT, ms", quantiles("ttft_s"), simulated),
-        _chart("TPOT, ms", quantiles("tpot_s"), simulated),
-        _chart("E2E, ms", quantiles("e2e_s"), simulated),
+        _chart("TTFT, ms", quantiles("ttft_s"), simulated, axis),
+        _chart("TPOT, ms", quantiles("tpot_s"), simulated, axis),
+        _chart("E2E, ms", quantiles("e2e_s"), simulated, axis),
         _chart(
             "Output tokens/s",
             [("tokens/s", "var(--a)", points([level.output_throughput_tps for level in levels]))],
             simulated,
+            axis,
         ),
     ]
     return '<div class="charts">' + "\n".join(charts) + "</div>"
@@ -291,8 +307,8 @@ def _ticks(top: float) -> list[float]:
     return [step * i for i in range(math.floor(top / step) + 1)]
 
 
-def _chart(title: str, series: list[Series], simulated: bool) -> str:
-    """Curves against the number in flight, on a logarithmic axis; levels not valid are hollow."""
+def _chart(title: str, series: list[Series], simulated: bool, axis: str) -> str:
+    """Curves against the load, on a logarithmic axis; levels not valid are hollow."""
     known = [y for _, _, line in series for _, y, _ in line if y is not None]
     caption = title + (" (SIMULATED)" if simulated else "")
     if not known:
@@ -315,7 +331,7 @@ def _chart(title: str, series: list[Series], simulated: bool) -> str:
     for load in loads:
         x, _ = at(load, 0)
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{load:g}</text>')
-    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">in flight</text>')
+    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{axis}</text>')
     for place, (name, colour, line) in enumerate(series):
         spots = [(*at(x, y), x, y, valid) for x, y, valid in line if y is not None]
         if not spots:
@@ -324,7 +340,7 @@ def _chart(title: str, series: list[Series], simulated: bool) -> str:
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         for x, y, load, value, valid in spots:
             fill = colour if valid else "var(--card)"
-            label = f"{name} at {load:g} in flight: {format_count(value)}" + ("" if valid else " (not valid)")
+            label = f"{name} at {load:g} {axis}: {format_count(value)}" + ("" if valid else " (not valid)")
             parts.append(
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{fill}" stroke="{colour}" stroke-width="2">'
                 f"<title>{escape(label)}</title></circle>"
@@ -333,7 +349,7 @@ def _chart(title: str, series: list[Series], simulated: bool) -> str:
             parts.append(f'<text x="{LEFT + 8 + 44 * place}" y="{TOP - 5}" style="fill:{colour}">{escape(name)}</text>')
     return (
         f'<figure><figcaption>{escape(caption)}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(caption)} against the number in flight">{"".join(parts)}</svg></figure>'
+        f'aria-label="{escape(caption)} against {axis}">{"".join(parts)}</svg></figure>'
     )
 
 

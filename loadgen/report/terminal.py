@@ -66,26 +66,49 @@ def _heading(manifest: Manifest) -> str:
     amount = f"{load['requests']} requests" if load["requests"] else f"{load['duration_s']:g} s"
     lines = [
         f"{engine['kind']}{version} serving {engine['model']} at {engine['url']} (/v1, {engine['endpoint']})",
-        f"{prompts}; closed loop, {amount} measured per level; seed {manifest.seed}",
+        f"{prompts}; {_load_words(load)}, {amount} measured per level; seed {manifest.seed}",
     ]
     return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False) for line in lines)
 
 
+def _load_words(load: dict[str, Any]) -> str:
+    if load["model"] != "open":
+        return "closed loop"
+    return f"open loop, {load['arrival']} arrivals, latencies from when a request was due"
+
+
 def in_words(load: dict[str, Any]) -> str:
     """A level's load as people say it."""
-    words = f"{load['concurrency']} in flight"
+    words = f"{load['rate_rps']:g} requests/s" if is_open(load) else f"{load['concurrency']} in flight"
     return words if "round" not in load else f"{words}, round {load['round'] + 1}"
 
 
 def level_name(load: dict[str, Any]) -> str:
     """A level's load in a narrow column: ``8``, or ``2/8`` in the second round."""
-    return str(load["concurrency"]) if "round" not in load else f"{load['round'] + 1}/{load['concurrency']}"
+    name = f"{load['rate_rps']:g}" if is_open(load) else str(load["concurrency"])
+    return name if "round" not in load else f"{load['round'] + 1}/{name}"
+
+
+def is_open(load: dict[str, Any]) -> bool:
+    """Whether requests came at times of their own, whatever the server did."""
+    return load.get("model") == "open"
+
+
+def load_value(load: dict[str, Any]) -> float:
+    """A level's load as a number: requests in flight, or requests/s."""
+    return float(load["rate_rps"] if is_open(load) else load["concurrency"])
+
+
+def load_column(levels: list[LevelSummary]) -> tuple[str, str]:
+    """The head of a load's column, in two lines."""
+    return ("rate", "per s") if levels and is_open(levels[0].load) else ("in", "flight")
 
 
 def _table(levels: list[LevelSummary]) -> str:
+    upper, lower = load_column(levels)
     head = (
-        "    in    requests                TTFT, ms        TPOT, ms     output requests",
-        "flight    ok  fail     p50     p90     p99     p50     p99   tokens/s       /s",
+        f"{upper:>6}    requests                TTFT, ms        TPOT, ms     output requests",
+        f"{lower:>6}    ok  fail     p50     p90     p99     p50     p99   tokens/s       /s",
         "-" * 78,
     )
     rows = []
@@ -129,6 +152,9 @@ def _judgement(level: LevelSummary) -> str:
         client = level.client
         late = client["lateness_s"]
         backing = [f"{client['in_flight']:.1f} in flight on average"]
+        if isinstance(level.open_loop, dict):
+            lateness = level.open_loop["send_lateness_s"]
+            backing.append(f"sent {format_ms(lateness.mean)} ms after it was due on average")
         if late.mean is not None:
             backing.append(f"own stamps {format_ms(late.mean)} ms late on average")
         backing.append(f"{client['utilization']:.0%} of a core used")
@@ -148,6 +174,12 @@ def _judgement(level: LevelSummary) -> str:
 def _remarks(level: LevelSummary) -> list[str]:
     """What a reader should know beside the verdict."""
     remarks = []
+    if isinstance(level.open_loop, dict):
+        service = level.open_loop["service"]["ttft_s"]
+        remarks.append(
+            f"from the real send, TTFT was {format_ms(service.p50)} ms (p50), {format_ms(service.p99)} ms (p99); "
+            f"{level.open_loop['late']} requests were sent more than 1 ms late, {level.open_loop['dropped']} never"
+        )
     tokens = level.tokens
     if tokens["source"].get("events"):
         remarks.append("the server sends no usage: tokens are counted as events")
@@ -222,9 +254,10 @@ def side_by_side(runs: list[tuple[str, Summary]], together: bool) -> str:
         runs: name and summary of each.
         together: they were under load at the same time; their throughputs are summed then.
     """
+    upper, lower = load_column([level for _, summary in runs for level in summary.levels])
     head = (
-        f"{'in':>6}  {'':<12}{'TTFT, ms':>16}{'TPOT, ms':>16}     output",
-        f"{'flight':>6}  {'run':<12}{'p50':>8}{'p99':>8}{'p50':>8}{'p99':>8}   tokens/s",
+        f"{upper:>6}  {'':<12}{'TTFT, ms':>16}{'TPOT, ms':>16}     output",
+        f"{lower:>6}  {'run':<12}{'p50':>8}{'p99':>8}{'p50':>8}{'p99':>8}   tokens/s",
         "-" * 78,
     )
     rows = []

@@ -217,7 +217,7 @@ def _tpot_gaps(result: Waterfall, level: LevelSummary, prefill_s: float | None) 
     assert result.served_s is not None
     rest = result.served_s - result.kernels_s
     rate = level.request_throughput_rps
-    n = int(level.load["concurrency"])
+    n = result.step.sequences
     if prefill_s is not None and rate and n > 1:
         share = min(rate * prefill_s, 1.0) * (n - 1) / n
         seconds = share * result.served_s
