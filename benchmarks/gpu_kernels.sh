@@ -15,7 +15,11 @@ PYTHON=${PYTHON:-python3}
 ENGINE_ARGS=${ENGINE_ARGS---attention-backend FLASH_ATTN}
 loadgen() { "$PYTHON" -m loadgen "$@"; }
 # A kernel that is refused or wrong ends with exit code 1; the others are to be measured all the same.
-bench() { name=$1; shift; loadgen kernels bench --output "$OUT/$name" "$@" || test $? -eq 1; }
+bench() {
+    name=$1
+    shift
+    loadgen kernels bench --output "$OUT/$name" --seconds "${SECONDS_EACH:-0.6}" "$@" || test $? -eq 1
+}
 case $2 in
 goals)
     bench prompt-8192 add_rms_norm silu_and_mul rotary_embedding kv_cache_write quantize_fp8 quantize_int8 \

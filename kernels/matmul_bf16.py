@@ -11,7 +11,7 @@ padded. One token (M = 1), a few (to 64) and many are three kernels:
   K is split among programs, and the last of a tile to arrive sums the parts in order: one launch, and the same bits
   each time.
 * many: tiles of up to 128 x 256 x 64, in groups that share the L2; TMA on sm_90 and later where rows are aligned
-  to 16 bytes, else plain loads.
+  to 16 bytes, else plain loads. With TMA each SM has a program, which takes one tile after another.
 
 workspace: float32, parts of the sums of split K; counters: int32, one a tile, 0 before and after each launch.
 
@@ -33,7 +33,6 @@ OUTPUTS = ("out",)
 STREAMED = ("weight",)
 
 FEW = 64  # tokens up to which the weight's bytes, not the flops, set the time
-PROGRAMS = 396  # wanted at least, of a few tokens: three for each SM of an H100
 
 CHECKS = [
     {"tokens": 1, "rows": 37, "columns": 520, "dtype": "bfloat16"},
@@ -44,6 +43,9 @@ CHECKS = [
     {"tokens": 130, "rows": 70, "columns": 144, "dtype": "bfloat16"},
     {"tokens": 130, "rows": 264, "columns": 144, "dtype": "bfloat16"},
     {"tokens": 65, "rows": 300, "columns": 101, "dtype": "float16"},
+    {"tokens": 70, "rows": 136, "columns": 1096, "dtype": "bfloat16"},
+    {"tokens": 3, "rows": 1, "columns": 1024, "dtype": "bfloat16"},
+    {"tokens": 5, "rows": 3, "columns": 1, "dtype": "float16"},
 ]
 
 
@@ -73,6 +75,10 @@ def reference(x, weight, out, workspace, counters):
 
 def traffic(tokens, rows, columns, dtype):
     return (rows * columns + tokens * (columns + rows)) * DTYPE_BYTES[dtype], 2 * tokens * rows * columns
+
+
+def matrix_dtype(dtype, **_):
+    return dtype
 
 
 @triton.jit
@@ -134,7 +140,7 @@ def _finish(total, m, n, M, N, out_ptr, out_stride, workspace_ptr, counters_ptr,
         tl.store(outs, total.to(out_ptr.dtype.element_ty), mask=inside)
     else:
         part = tl.program_id(1)
-        size = M.to(tl.int64) * N
+        size = tl.cast(M, tl.int64) * N
         places = workspace_ptr + m.to(tl.int64)[None, :] * N + n[:, None]
         tl.store(places + part * size, total, mask=inside)
         counter = counters_ptr + tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
@@ -151,7 +157,8 @@ def _finish(total, m, n, M, N, out_ptr, out_stride, workspace_ptr, counters_ptr,
             tl.store(counter, 0)
 
 
-@triton.jit
+# Else Triton would compile M = 1, M = 16 and so on apart, for nothing.
+@triton.jit(do_not_specialize=["M"])
 def _few(x_ptr, weight_ptr, out_ptr, workspace_ptr, counters_ptr, M, N, K, x_stride, weight_stride, out_stride,
          BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr,
          EVEN: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr, INTERPRETED: tl.constexpr):  # fmt: skip
@@ -232,13 +239,12 @@ def _one_tile(tile, x_desc, weight_desc, out_desc, M, N, K, BLOCK_M: tl.constexp
         out_desc.store([m, n], total.to(out_desc.dtype))
 
 
-@triton.jit
-def _many(x_desc, weight_desc, out_desc, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+@triton.jit(do_not_specialize=["tiles"])
+def _many(x_desc, weight_desc, out_desc, M, N, K, tiles, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
           BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, HALVES: tl.constexpr, PERSISTENT: tl.constexpr,
           STAGES: tl.constexpr, INTERPRETED: tl.constexpr):  # fmt: skip
-    """By TMA: one program, one tile; or, where PERSISTENT, as many programs as there are SMs, each several tiles."""
+    """By TMA, the first tiles: one program, one tile; or, where PERSISTENT, a program for each SM, several tiles."""
     if PERSISTENT:
-        tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
         # Flattened, the loads of the next tile start during the last products of the one before.
         for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
             _one_tile(tile, x_desc, weight_desc, out_desc, M, N, K,
@@ -249,8 +255,11 @@ def _many(x_desc, weight_desc, out_desc, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N
 
 
 @functools.cache
-def _multiprocessors(index):
-    return torch.cuda.get_device_properties(index).multi_processor_count
+def _multiprocessors():
+    """Of the current device; where there is none, for the interpreter, those of an H100."""
+    if not torch.cuda.is_available():
+        return 132
+    return torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
 
 
 @functools.cache
@@ -262,24 +271,25 @@ def default_config(tokens, rows, columns):
         return {"kind": "one", "BLOCK_N": block_n, "num_warps": 2, "num_stages": 4, "PDL": False}
     if tokens <= FEW:
         block_m = max(triton.next_power_of_2(tokens), 16)
-        # The more tokens, the more often x is read from the L2, once for every tile of rows: taller tiles.
-        block_n, block_k, stages = (64, 128, 3) if block_m <= 32 else (128, 64, 4)
+        block_n, block_k = 64, 128
         tiles, blocks = triton.cdiv(rows, block_n), triton.cdiv(columns, block_k)
-        # At least four blocks of K a part, and no more parts than the last program can soon sum.
-        splits = max(1, min(triton.cdiv(PROGRAMS, tiles), blocks // 4, 16))
+        # At least four blocks of K a part, and no more parts than the last program can soon sum; the more tokens,
+        # the more a part costs.
+        wanted = (1 if block_m == 64 else 2) * _multiprocessors()
+        splits = max(1, min(round(wanted / tiles), blocks // 4, 16))
         return {"kind": "few", "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "SPLITS": splits,
-                "num_warps": 4, "num_stages": stages, "PDL": False}  # fmt: skip
+                "num_warps": 4, "num_stages": 3, "PDL": False}  # fmt: skip
     # The tile that keeps the SMs busiest: the larger ones do more with each byte, the smaller ones leave fewer idle.
-    shapes = [(128, 256, 8, 1.0), (128, 128, 8, 0.85), (64, 128, 4, 0.7)]
+    shapes = [(128, 256, 8, 4, 1.0), (128, 128, 8, 5, 0.8), (64, 128, 4, 4, 0.6)]
 
     def cost(shape):
-        block_m, block_n, _, speed = shape
+        block_m, block_n, _, _, speed = shape
         tiles = triton.cdiv(tokens, block_m) * triton.cdiv(rows, block_n)
-        return triton.cdiv(tiles, 132) * block_m * block_n / speed
+        return triton.cdiv(tiles, _multiprocessors()) * block_m * block_n / speed
 
-    block_m, block_n, warps, _ = min(shapes, key=cost)
+    block_m, block_n, warps, stages, _ = min(shapes, key=cost)
     return {"kind": "many", "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": 64, "GROUP_M": 8, "num_warps": warps,
-            "num_stages": 4, "HALVES": False, "PERSISTENT": False}  # fmt: skip
+            "num_stages": stages, "HALVES": block_n == 256, "PERSISTENT": True}  # fmt: skip
 
 
 def split_sizes(config, tokens, rows):
@@ -340,13 +350,12 @@ def _launch_many(config, x, weight, out):
     tiles = triton.cdiv(tokens, block_m) * triton.cdiv(rows, block_n)
     shape = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "GROUP_M": config["GROUP_M"]}
     if config.get("TMA", True) and _tma(x, weight, out):
-        persistent = config["PERSISTENT"] and x.is_cuda
         store_n = block_n // 2 if config["HALVES"] else block_n
-        _many[(min(tiles, _multiprocessors(x.device.index)) if persistent else tiles,)](
+        _many[(min(tiles, _multiprocessors()) if config["PERSISTENT"] else tiles,)](
             TensorDescriptor.from_tensor(x, [block_m, block_k]),
             TensorDescriptor.from_tensor(weight, [block_n, block_k]),
             TensorDescriptor.from_tensor(out, [block_m, store_n]),
-            tokens, rows, columns, **shape, HALVES=config["HALVES"], PERSISTENT=persistent,
+            tokens, rows, columns, tiles, **shape, HALVES=config["HALVES"], PERSISTENT=config["PERSISTENT"],
             STAGES=config["num_stages"], INTERPRETED=not x.is_cuda, num_warps=config["num_warps"],
         )  # fmt: skip
     else:

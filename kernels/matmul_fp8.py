@@ -15,7 +15,7 @@ tokens each block of 128 products is added to a float32 sum; beyond, their own s
   K is split among programs, and the last of a tile to arrive sums the parts in order: one launch, and the same bits
   each time.
 * many: tiles of up to 128 x 256 x 128, in groups that share the L2; TMA on sm_90 and later where rows are aligned
-  to 16 bytes, else plain loads.
+  to 16 bytes, else plain loads. With TMA each SM has a program, which takes one tile after another.
 
 workspace: float32, parts of the sums of split K; counters: int32, one a tile, 0 before and after each launch.
 
@@ -36,7 +36,6 @@ OUTPUTS = ("out",)
 STREAMED = ("weight",)
 
 FEW = 64  # tokens up to which the weight's bytes, not the flops, set the time
-PROGRAMS = 396  # wanted at least, of a few tokens: three for each SM of an H100
 
 CHECKS = [
     {"tokens": 1, "rows": 37, "columns": 520},
@@ -47,6 +46,7 @@ CHECKS = [
     {"tokens": 130, "rows": 70, "columns": 144},
     {"tokens": 130, "rows": 264, "columns": 144},
     {"tokens": 65, "rows": 300, "columns": 101},
+    {"tokens": 3, "rows": 1, "columns": 2048},
 ]
 
 
@@ -88,6 +88,10 @@ def reference(x, x_scale, weight, weight_scale, out, workspace, counters):
 def traffic(tokens, rows, columns):
     moved = rows * columns + tokens * columns + 2 * tokens * rows + 4 * (tokens + rows)
     return moved, 2 * tokens * rows * columns
+
+
+def matrix_dtype(**_):
+    return "float8_e4m3fn"
 
 
 @triton.jit
@@ -154,7 +158,7 @@ def _finish(total, m, n, M, N, out_ptr, out_stride, workspace_ptr, counters_ptr,
         tl.store(outs, total.to(out_ptr.dtype.element_ty), mask=inside)
     else:
         part = tl.program_id(1)
-        size = M.to(tl.int64) * N
+        size = tl.cast(M, tl.int64) * N
         places = workspace_ptr + m.to(tl.int64)[None, :] * N + n[:, None]
         tl.store(places + part * size, total, mask=inside)
         counter = counters_ptr + tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
@@ -171,7 +175,8 @@ def _finish(total, m, n, M, N, out_ptr, out_stride, workspace_ptr, counters_ptr,
             tl.store(counter, 0)
 
 
-@triton.jit
+# Else Triton would compile M = 1, M = 16 and so on apart, for nothing.
+@triton.jit(do_not_specialize=["M"])
 def _few(x_ptr, x_scale_ptr, weight_ptr, weight_scale_ptr, out_ptr, workspace_ptr, counters_ptr, M, N, K,
          x_stride, weight_stride, out_stride, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
          BLOCK_K: tl.constexpr, SPLITS: tl.constexpr, EVEN: tl.constexpr,
@@ -280,8 +285,11 @@ def _many(x_desc, x_scale_ptr, weight_desc, weight_scale_ptr, out_desc, M, N, K,
 
 
 @functools.cache
-def _multiprocessors(index):
-    return torch.cuda.get_device_properties(index).multi_processor_count
+def _multiprocessors():
+    """Of the current device; where there is none, for the interpreter, those of an H100."""
+    if not torch.cuda.is_available():
+        return 132
+    return torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
 
 
 @functools.cache
@@ -293,24 +301,23 @@ def default_config(tokens, rows, columns):
         return {"kind": "one", "BLOCK_N": block_n, "num_warps": 2, "num_stages": 4, "PDL": False}
     if tokens <= FEW:
         block_m = max(triton.next_power_of_2(tokens), 16)
-        # The more tokens, the more often x is read from the L2, once for every tile of rows: taller tiles.
-        block_n, block_k, stages = (64, 256, 3) if block_m <= 32 else (128, 128, 4)
+        block_n, block_k = 64, 256
         tiles, blocks = triton.cdiv(rows, block_n), triton.cdiv(columns, block_k)
-        # At least four blocks of K a part, and no more parts than the last program can soon sum.
-        splits = max(1, min(triton.cdiv(PROGRAMS, tiles), blocks // 4, 16))
+        # Two programs for each SM, at least four blocks of K a part, no more parts than the last program can soon sum.
+        splits = max(1, min(round(2 * _multiprocessors() / tiles), blocks // 4, 16))
         return {"kind": "few", "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "SPLITS": splits,
-                "num_warps": 4, "num_stages": stages, "PDL": False}  # fmt: skip
+                "num_warps": 4, "num_stages": 3, "PDL": False}  # fmt: skip
     # The tile that keeps the SMs busiest: the larger ones do more with each byte, the smaller ones leave fewer idle.
-    shapes = [(128, 256, 8, 1.0), (128, 128, 8, 0.85), (64, 128, 4, 0.7)]
+    shapes = [(128, 256, 8, 4, 1.0), (128, 128, 8, 5, 0.8), (64, 128, 4, 4, 0.6)]
 
     def cost(shape):
-        block_m, block_n, _, speed = shape
+        block_m, block_n, _, _, speed = shape
         tiles = triton.cdiv(tokens, block_m) * triton.cdiv(rows, block_n)
-        return triton.cdiv(tiles, 132) * block_m * block_n / speed
+        return triton.cdiv(tiles, _multiprocessors()) * block_m * block_n / speed
 
-    block_m, block_n, warps, _ = min(shapes, key=cost)
+    block_m, block_n, warps, stages, _ = min(shapes, key=cost)
     return {"kind": "many", "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": 128, "GROUP_M": 8, "num_warps": warps,
-            "num_stages": 4, "HALVES": False, "PERSISTENT": False, "IMPRECISE": None}  # fmt: skip
+            "num_stages": stages, "HALVES": block_n == 256, "PERSISTENT": True, "IMPRECISE": None}  # fmt: skip
 
 
 def split_sizes(config, tokens, rows):
@@ -374,7 +381,7 @@ def _launch_many(config, x, x_scale, weight, weight_scale, out):
     if config.get("TMA", True) and _tma(x, weight, out):
         persistent = config["PERSISTENT"] and x.is_cuda
         store_n = block_n // 2 if config["HALVES"] else block_n
-        _many[(min(tiles, _multiprocessors(x.device.index)) if persistent else tiles,)](
+        _many[(min(tiles, _multiprocessors()) if persistent else tiles,)](
             TensorDescriptor.from_tensor(x, [block_m, block_k]),
             x_scale,
             TensorDescriptor.from_tensor(weight, [block_n, block_k]),

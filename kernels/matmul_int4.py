@@ -6,16 +6,18 @@ q: (N, K) integers -8 to 7; x: (M, K), out: (M, N), row-major bfloat16, K contig
 float32, the group's scale applied to the group's sum.
 
 packed: (K / 128, N, 64) uint8 and scale: (K / 256, N, 2) bfloat16, made by ``pack`` and ``pack_scale``; where K / 128
-is odd the last scales are 0. A group's rows follow each other,
-so that any number of rows of a group is one contiguous piece of memory. Of the 64 bytes of a row of a group, low
-nibbles hold the first 64 values along K and high nibbles the other 64, each as q + 8; in every four bytes the middle
-two are swapped, byte p holding k = 4 i + (0, 2, 1, 3)[p]. So a mask takes two neighbours along K out of a 32-bit word
-with 16 bits between them, where a pair of bfloat16 wants them: with 0x4300 above it, a nibble is the bfloat16
-128 + nibble, and subtracting 136 gives q, exactly. That is 11 instructions for 8 weights.
+is odd the last scales are 0. A group's rows follow each other, so that any number of rows of a group is one contiguous
+piece of memory. Of the 64 bytes of a row of a group, low nibbles hold the first 64 values along K and high nibbles the
+other 64, each as q + 8; in every four bytes the middle two are swapped, byte p holding k = 4 i + (0, 2, 1, 3)[p]. So a
+mask takes two neighbours along K out of a 32-bit word with 16 bits between them, where a pair of bfloat16 wants them:
+with 0x4300 above it, a nibble is the bfloat16 128 + nibble, and subtracting 136 gives q, exactly. That is 11
+instructions for 8 weights.
 
-To 64 tokens the weight's bytes set the time: the weight is the left operand of the tensor cores, x, padded to 8 or 16
-tokens or more, the right one. K is split among programs where N gives too few; the last of a tile to arrive sums the
-parts in order: one launch, and the same bits each time. More tokens take several tiles of 64.
+To 64 tokens the weight's bytes set the time. To 8 tokens the weight is the left operand of the tensor cores and x,
+padded to 8 tokens, the right one: no half of an instruction is padding. More tokens, in tiles of 16 or 32, are the left
+operand: all warps of a program then share one piece of x, which is read from the L2 the less often. K is split among
+programs where N gives too few; the last of a tile to arrive sums the parts in order: one launch, and the same bits
+each time.
 
 workspace: float32, parts of the sums of split K; counters: int32, one a tile, 0 before and after each launch.
 
@@ -36,12 +38,12 @@ STREAMED = ("packed", "scale", "weight_bf16", "marlin_packed", "marlin_scale")
 
 GROUP = 128
 FEW = 64  # tokens up to which the weight's bytes, not the flops, set the time
-PROGRAMS = 792  # wanted at least: six for each SM of an H100
 
 CHECKS = [
     {"tokens": 1, "rows": 64, "columns": 256},
     {"tokens": 1, "rows": 100, "columns": 2176},
     {"tokens": 2, "rows": 37, "columns": 128},
+    {"tokens": 3, "rows": 1, "columns": 1024},
     {"tokens": 13, "rows": 96, "columns": 640},
     {"tokens": 33, "rows": 70, "columns": 1152},
     {"tokens": 70, "rows": 65, "columns": 384},
@@ -147,6 +149,10 @@ def traffic(tokens, rows, columns):
     return weight + 2 * tokens * (columns + rows), 2 * tokens * rows * columns
 
 
+def matrix_dtype(**_):
+    return "bfloat16"
+
+
 @triton.jit
 def _dequantise(words):
     """Four bytes at a time, to q of their low nibbles and q of their high nibbles, in the order of K."""
@@ -187,10 +193,10 @@ def _finish(total, m, n, M, N, out_ptr, out_stride, workspace_ptr, counters_ptr,
         tl.store(outs, total.to(out_ptr.dtype.element_ty), mask=inside)
     else:
         part = tl.program_id(1)
-        size = M.to(tl.int64) * N
+        size = tl.cast(M, tl.int64) * N
         places = workspace_ptr + m.to(tl.int64)[None, :] * N + n[:, None]
         tl.store(places + part * size, total, mask=inside)
-        counter = counters_ptr + tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
+        counter = counters_ptr + tl.program_id(0)
         # The counter is raised by one thread, for all of them: after all have stored.
         tl.debug_barrier()
         if tl.atomic_add(counter, 1, sem="acq_rel") == SPLITS - 1:
@@ -222,7 +228,7 @@ def _group(pieces, xs, x_inside, inside, WEIGHT_LEFT: tl.constexpr, INTERPRETED:
     return product
 
 
-# M is 1 or 16 as often as not, and nothing in the kernel is the faster for knowing it.
+# Else Triton would compile M = 1, M = 16 and so on apart, for nothing.
 @triton.jit(do_not_specialize=["M"])
 def _matmul(x_ptr, packed_ptr, scale_ptr, out_ptr, workspace_ptr, counters_ptr, M, N, K, x_stride, out_stride,
             BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLITS: tl.constexpr, WEIGHT_LEFT: tl.constexpr,
@@ -232,8 +238,10 @@ def _matmul(x_ptr, packed_ptr, scale_ptr, out_ptr, workspace_ptr, counters_ptr, 
     WEIGHT_LEFT: the weight is the left operand of the tensor cores, and x, transposed, the right one; else x is the
     left one. The names of axes below are those of a tile of the weight: where it is the right operand, k comes first.
     """
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    m = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
+    # The programs that read the same rows of the weight, for other tokens, follow each other: one reads the L2's copy.
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    n = tl.program_id(0) // tiles_m * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = tl.program_id(0) % tiles_m * BLOCK_M + tl.arange(0, BLOCK_M)
     groups = K // 128
     pairs = tl.cdiv(groups, 2)
     first, end = pairs * tl.program_id(1) // SPLITS, pairs * (tl.program_id(1) + 1) // SPLITS
@@ -284,20 +292,32 @@ def _matmul(x_ptr, packed_ptr, scale_ptr, out_ptr, workspace_ptr, counters_ptr, 
 
 
 @functools.cache
+def _multiprocessors():
+    """Of the current device; where there is none, for the interpreter, those of an H100."""
+    if not torch.cuda.is_available():
+        return 132
+    return torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
+
+
+@functools.cache
 def default_config(tokens, rows, columns):
     """The launch for these sizes, by rule: the same sizes are always the same kernel."""
-    block_m = min(max(triton.next_power_of_2(tokens), 8), 64)
-    # The more tokens, the more often x is read from the L2, once for every tile of rows: taller tiles.
-    block_n = 64 if block_m == 8 else 128
+    if tokens <= 8:
+        config = {"BLOCK_M": 8, "BLOCK_N": 64, "WEIGHT_LEFT": True, "num_warps": 2, "num_stages": 4}
+        wanted, least = 6 * _multiprocessors(), 1
+    else:
+        # The more tokens, the more bytes of x, read from the L2 once for every tile of rows: taller tiles.
+        block_m = 16 if tokens <= 16 else 32
+        config = {"BLOCK_M": block_m, "BLOCK_N": 128, "WEIGHT_LEFT": False, "num_warps": 4, "num_stages": 3}
+        if block_m == 16:
+            config["maxnreg"] = 128  # four programs on an SM, not three; 32 tokens' sums would spill
+        wanted, least = 2 * _multiprocessors(), 2 if block_m == 16 else 1
+    tiles = triton.cdiv(rows, config["BLOCK_N"]) * triton.cdiv(tokens, config["BLOCK_M"])
     pairs = triton.cdiv(columns, 2 * GROUP)
-    tiles = triton.cdiv(rows, block_n) * triton.cdiv(tokens, block_m)
     # At least two pairs of groups a part, and no more parts than the last program can soon sum.
-    splits = max(1, min(triton.cdiv(PROGRAMS * 64 // block_n, tiles), pairs // 2, 16))
-    # Two warps, not four, keep Triton from wgmma, whose left operand it would read from shared memory two bytes at a
-    # time where mma.sync takes whole words; sums for 64 tokens need more registers than two warps have.
-    warps = 2 if block_m <= 16 else 4 if block_m == 32 else 8
-    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "SPLITS": splits, "num_warps": warps,
-            "num_stages": 4 if block_m <= 16 else 3, "PDL": False}  # fmt: skip
+    splits = 1 if tiles >= _multiprocessors() and tokens <= 8 else max(round(wanted / tiles), least)
+    config["SPLITS"] = max(1, min(splits, pairs // 2, 16))
+    return {**config, "PDL": False}
 
 
 def split_sizes(config, tokens, rows):
@@ -320,14 +340,20 @@ def launch(config, x, packed, scale, out, workspace, counters):
     assert columns % GROUP == 0 and packed.shape == (columns // GROUP, rows, GROUP // 2)
     assert scale.shape == (triton.cdiv(columns, 2 * GROUP), rows, 2)
     assert x.stride(1) == out.stride(1) == 1 and packed.is_contiguous() and scale.is_contiguous()
+    # Only mma.sync takes an operand from registers as ``_dequantise`` leaves it, four neighbours along K in a thread.
+    # Triton prefers wgmma where four warps or more have 64 rows or more of the left operand.
+    assert config["num_warps"] < 4 if config["WEIGHT_LEFT"] else config["BLOCK_M"] <= 32
     parts, tiles = split_sizes(config, tokens, rows)
     assert workspace.numel() >= parts and counters.numel() >= tiles
-    grid = (triton.cdiv(rows, config["BLOCK_N"]), config["SPLITS"], triton.cdiv(tokens, config["BLOCK_M"]))
+    grid = (triton.cdiv(rows, config["BLOCK_N"]) * triton.cdiv(tokens, config["BLOCK_M"]), config["SPLITS"])
     extra = {"launch_pdl": True} if config["PDL"] else {}
+    if config.get("maxnreg"):
+        extra["maxnreg"] = config["maxnreg"]
     _matmul[grid](
         x, packed, scale, out, workspace, counters, tokens, rows, columns, x.stride(0), out.stride(0),
         BLOCK_M=config["BLOCK_M"], BLOCK_N=config["BLOCK_N"], SPLITS=config["SPLITS"],
-        WEIGHT_LEFT=config["WEIGHT_LEFT"], STAGES=config["num_stages"], PDL=config["PDL"], INTERPRETED=not x.is_cuda, num_warps=config["num_warps"], **extra,
+        WEIGHT_LEFT=config["WEIGHT_LEFT"], STAGES=config["num_stages"], PDL=config["PDL"],
+        INTERPRETED=not x.is_cuda, num_warps=config["num_warps"], **extra,
     )  # fmt: skip
 
 
