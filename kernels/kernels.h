@@ -37,8 +37,8 @@ enum class VectorAddRung {
   one_block,     // one multiprocessor of many
   one_element,   // a thread for each element, blocks enough for all
   grid_stride,   // as many blocks as run at once, each thread loops
-  float4,        // 16 bytes a load
-  streaming,     // several 16-byte loads in flight a thread, data marked as used once
+  streaming,     // several 16-byte loads in flight a thread, data marked as used once, as many blocks as run at once
+  float4,        // 16 bytes a load, a thread for each: the hardware keeps more blocks coming than a loop does
 };
 constexpr int kVectorAddRungs = 6;
 

@@ -31,6 +31,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from loadgen.microbench.cases import Case
+from loadgen.microbench.check import Tolerance
 
 OUTPUTS = ("out",)
 STREAMED = ("weight",)
@@ -88,6 +89,11 @@ def reference(x, x_scale, weight, weight_scale, out, workspace, counters):
 def traffic(tokens, rows, columns):
     moved = rows * columns + tokens * columns + 2 * tokens * rows + 4 * (tokens + rows)
     return moved, 2 * tokens * rows * columns
+
+
+# Hopper's tensor cores sum products of fp8 in fewer bits than float32 has: over 18,944 columns a few elements in a
+# million are off by a twentieth of their row's size, in cuBLAS and CUTLASS by the very same amounts.
+TOLERANCES = {"out": Tolerance(rtol=1.6e-2, scaled=6e-2, norm=6e-3)}
 
 
 def matrix_dtype(**_):

@@ -84,7 +84,7 @@ cudaError_t vector_add(const float* a, const float* b, float* out, std::int64_t 
   if (const cudaError_t error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
       error != cudaSuccess)
     return error;
-  if (rung >= VectorAddRung::float4 && !aligned(kVectorBytes, a, b, out)) rung = VectorAddRung::grid_stride;
+  if (rung >= VectorAddRung::streaming && !aligned(kVectorBytes, a, b, out)) rung = VectorAddRung::grid_stride;
 
   // Blocks that cover n items with `each` items a thread; at most `most`.
   const auto blocks = [](std::int64_t n, std::int64_t each, std::int64_t most = 0x7fffffff) {

@@ -1,4 +1,4 @@
-// The vector add as a program: what unified memory costs beside explicit copies, by one thread and by the best rung.
+// The vector add as a program: what unified memory costs beside explicit copies, by one thread and by many (the streaming rung).
 //
 //   nvcc -O3 -arch=sm_80 vector_add_unified.cu -o vector_add_unified && ./vector_add_unified [ELEMENTS]
 //

@@ -19,7 +19,7 @@ from loadgen import environment
 from loadgen.errors import LoadgenError, UsageError
 from loadgen.gpus import nvml
 from loadgen.microbench.cases import ModelShape, State, Step
-from loadgen.microbench.kernel_file import describe
+from loadgen.microbench.kernel_file import describe, kernels_folder
 from loadgen.microbench.records import (
     Attempt,
     CaseSamples,
@@ -141,7 +141,7 @@ class WorkerProcess:
         return self._decoder.decode(line)
 
     def last_words(self) -> str:
-        """The last line of its standard error, or how it ended."""
+        """The last line of its standard error (which it empties before each case), or how it ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(10)
         self._stderr.seek(0)
@@ -309,6 +309,7 @@ def run_bench(spec: BenchSpec, say: Say) -> BenchResult:
                         samples = None if answer.params is None else _broken(path, answer)
                     if samples is None:
                         continue
+                    samples.file = _shown(path)
                     raw.write(encode_line(samples))
                     made = records_of(samples, peaks)
                     for record in made:
@@ -321,6 +322,11 @@ def run_bench(spec: BenchSpec, say: Say) -> BenchResult:
     manifest.took_s = time.monotonic() - started
     write_json(spec.output / "manifest.json", manifest)
     return BenchResult(manifest=manifest, records=records)
+
+
+def _shown(path: Path) -> str:
+    """A kernel file's path for the records: of one that comes along, without where loadgen is installed."""
+    return f"kernels/{path.name}" if path.parent == kernels_folder() else str(path)
 
 
 def _broken(path: Path, answer: Answer) -> CaseSamples:

@@ -48,7 +48,7 @@ def cache_arguments(tokens=7, heads=4, head_size=128, blocks=5, page=16, dtype=t
 
 def add_arguments(elements=4099, device="cuda"):
     a, b = torch.randn(elements, device=device), torch.randn(elements, device=device)
-    return a, b, torch.full((elements,), torch.nan, device=device), RUNGS.index("streaming")
+    return a, b, torch.full((elements,), torch.nan, device=device), RUNGS.index("float4")
 
 
 ARGUMENTS = {
