@@ -5,13 +5,15 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from loadgen.compare import LATENCIES, THROUGHPUT, Comparison, Effect, Finding, Ruling, overall_decision
+from loadgen.blocks import LATENCIES, THROUGHPUT
+from loadgen.compare import Comparison, Effect, Ruling, overall_decision
+from loadgen.gate import Finding
 from loadgen.report.terminal import SIMULATED, WIDTH
 from loadgen.units import format_count, format_ms
 
 NAMES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "E2E", THROUGHPUT: "tokens/s"}
 HEAD = (
-    f"{'latencies in ms':<16}{'A':>8}{'B':>9}{'B - A':>9}{'B/A':>8}   {'95 % interval':<15}  B is",
+    f"{'latencies in ms':<16}{'A':>8}{'B':>9}{'B - A':>9}{'B/A':>8}  {'95 % interval':<15}  B is",
     "-" * 80,
 )
 WEIGHTS = {"spoils": "spoils", "limits": "caveat", "compared": "compared"}
@@ -120,6 +122,10 @@ def percent(share: float | None) -> str:
     return f"{share:.1%}" if share < 0.0995 else f"{share:.0%}"
 
 
+def _ratio(value: float) -> str:
+    return f"{value:.3f}" if value < 9.9995 else f"{value:,.1f}"
+
+
 def _row(effect: Effect) -> str:
     if effect.ratio is None or effect.ratio_ci95 is None:
         room = WIDTH - 20
@@ -128,8 +134,8 @@ def _row(effect: Effect) -> str:
     low, high = effect.ratio_ci95
     return (
         f"{_name(effect):<16}{_value(effect, effect.a):>8}{_value(effect, effect.b):>9}"
-        f"{_value(effect, effect.difference, signed=True):>9}{effect.ratio:>8.3f}   "
-        f"{f'[{low:.3f}, {high:.3f}]':<15}  {_word(effect)}"
+        f"{_value(effect, effect.difference, signed=True):>9}{_ratio(effect.ratio):>8}  "
+        f"{f'[{_ratio(low)}, {_ratio(high)}]':<15}  {_word(effect)}"
     )
 
 
@@ -231,7 +237,7 @@ def _markdown_table(effects: Iterable[Effect]) -> str:
         rows.append(
             f"| {_name(effect)}{unit} | {_value(effect, effect.a)} | {_value(effect, effect.b)} "
             f"| {_value(effect, effect.difference, signed=True)} | {between} "
-            f"| {effect.ratio:.3f} | {low:.3f} to {high:.3f} | {_word(effect)} |"
+            f"| {_ratio(effect.ratio)} | {_ratio(low)} to {_ratio(high)} | {_word(effect)} |"
         )
     return "\n".join(rows)
 

@@ -195,7 +195,8 @@ def _engine_section(levels: list[LevelSummary]) -> str:
 
 def _kernel_section(beside: Beside) -> str:
     """The waterfalls, from the data sheet's roof to what was served, and each kernel of the steps."""
-    parts = ['<h2 id="kernels">Kernels beside TTFT and TPOT</h2>', f"<p>{escape(kernel_heading(beside.manifest))}</p>"]
+    parts = ['<h2 id="kernels">Kernels beside TTFT and TPOT</h2>']
+    parts += [f"<p>{escape(line)}</p>" for line in kernel_heading(beside.manifest)]
     parts.append('<div class="charts">')
     parts += [_waterfall(fall) for fall in beside.waterfalls]
     parts.append("</div>")

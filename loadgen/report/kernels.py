@@ -22,7 +22,10 @@ def render(manifest: KernelManifest, records: list[KernelRecord], notes: bool = 
     Args:
         notes: whether to list each record's remarks too.
     """
-    parts = [heading(manifest)]
+    wrapped = [
+        textwrap.fill(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False) for line in heading(manifest)
+    ]
+    parts = ["\n".join(wrapped)]
     if not records:
         return "\n\n".join([*parts, "Nothing was measured."]) + "\n"
     parts.append("\n".join([*HEAD, *_rows(records)]))
@@ -43,11 +46,11 @@ def render(manifest: KernelManifest, records: list[KernelRecord], notes: bool = 
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def heading(manifest: KernelManifest) -> str:
-    """The device, what it was measured to do, and where the cases come from."""
+def heading(manifest: KernelManifest) -> list[str]:
+    """The device, what it was measured to do, and where the cases come from: a line each."""
     device, peaks = manifest.device, manifest.peaks
     if device is None or peaks is None:
-        return "No device was measured."
+        return ["No device was measured."]
     gpu: dict[str, Any] = next((g for g in manifest.gpus if g["uuid"] == device.uuid), {})
     sheet = f" (data sheet {gpu['bandwidth_gbs']:,.0f})" if gpu.get("bandwidth_gbs") else ""
     matrix = f" (data sheet {gpu['bf16_tflops']:,.0f})" if gpu.get("bf16_tflops") else ""
@@ -62,7 +65,7 @@ def heading(manifest: KernelManifest) -> str:
     if manifest.model is not None:
         steps = ", ".join(step.name for step in manifest.steps)
         lines.append(f"{manifest.model.name}, {manifest.model.dtype}; steps (sequences x context): {steps}")
-    return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False) for line in lines)
+    return lines
 
 
 def _case(record: KernelRecord) -> str:
