@@ -32,6 +32,7 @@ def cli() -> None:
     loadgen sweep --concurrency 1,8,64 --url http://127.0.0.1:8000
     loadgen sweep --concurrency 1,8,64 --engine vllm --engine trtllm --model M
     loadgen report RUN                                 the table and page of a run, again
+    loadgen compare A B                                what is faster, and how surely
     loadgen kernels bench --model qwen1.5-4b           the GPU kernels that servers stand on
     loadgen calibrate                                  what this machine can measure
     """
@@ -459,6 +460,46 @@ def report(run: Path, kernels: Path | None, offline: Path | None, as_json: bool)
                 click.echo(f"loadgen: {path}: cannot be written: {error.strerror}", err=True)
     _publish(run, runs, as_json, kernels)
     return 0 if all(summary.valid for _, summary in runs) else 1
+
+
+@cli.command(epilog=EPILOG)
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="A B")
+@click.option("--force", is_flag=True, help="Show figures, marked, even where the runs cannot be compared.")
+@click.option("--fail-on", "conditions", multiple=True, metavar="'tpot_p50>+3%'",
+              help="Exit with 1 when B is surely beyond this; repeatable. Decided on the interval.")  # fmt: skip
+@click.option("--format", "form", type=click.Choice(["terminal", "markdown", "json"]), default="terminal",
+              show_default=True)  # fmt: skip
+def compare(runs: tuple[Path, ...], force: bool, conditions: tuple[str, ...], form: str) -> int:
+    """Compare run B with run A: first whether that can be done, then what is faster, and how surely.
+
+    A and B are run folders; one folder of a sweep over two engines is both. What spoils the
+    comparison gives NOT COMPARABLE and exit code 1.
+    """
+    import msgspec
+
+    from loadgen.compare.differences import compare as compare_sides
+    from loadgen.compare.differences import decide, fail_on, overall_decision
+    from loadgen.compare.sides import read_side
+    from loadgen.report import comparison as report
+    from loadgen.summary import run_folders
+
+    wanted = [fail_on(text) for text in conditions]
+    folders = [folder for run in runs for folder in run_folders(run)]
+    if len(folders) != 2:
+        raise UsageError(f"compare takes two runs; these are {len(folders)}: {', '.join(map(str, folders))}")
+    a, b = (read_side(folder) for folder in folders)
+    found = compare_sides(a, b, force=force)
+    rulings = [ruling for condition in wanted for ruling in decide(condition, found)]
+    if form == "json":
+        value = {"comparison": found, "rulings": rulings}
+        click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+    elif form == "markdown":
+        click.echo(report.markdown(found, rulings))
+    else:
+        click.echo(report.render(found, rulings))
+    if not found.comparable:
+        return 1
+    return 1 if rulings and overall_decision(rulings) == "fails" else 0
 
 
 @cli.command()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from loadgen.blocks import LATENCIES, THROUGHPUT
-from loadgen.compare import Comparison, Effect, Ruling, overall_decision
-from loadgen.gate import Finding
+from loadgen.compare.blocks import LATENCIES, THROUGHPUT
+from loadgen.compare.differences import Comparison, Effect, Ruling, overall_decision
+from loadgen.compare.gate import Finding
 from loadgen.report.terminal import SIMULATED, WIDTH
 from loadgen.units import format_count, format_ms
 
