@@ -168,7 +168,12 @@ def _parse_extra_body(text: str | None) -> dict[str, bytes]:
 
 
 def _source(
-    dataset: str | None, input_tokens: str | None, output_tokens: str | None, vocab: int, seed: int, in_order: bool
+    dataset: str | None,
+    input_tokens: str | None,
+    output_tokens: str | None,
+    vocab: int,
+    seed: int,
+    in_order: bool = False,
 ) -> Any:
     from loadgen.datasets import find_dataset
     from loadgen.prompts import DEFAULT_OUTPUT_TOKENS, FIRST_TOKEN_ID, SourceSpec, TokenRange, parse_token_range
@@ -215,6 +220,8 @@ def _source(
               help="Synthetic ids stay below this, and below a launched model's own vocabulary.")  # fmt: skip
 @click.option("--requests", type=int, metavar="N", help="Measure N requests at each level.")
 @click.option("--duration", metavar="60s", help=f"Measure for so long at each level.  [default: {DEFAULT_DURATION}]")
+@click.option("--slo", metavar="ttft=500ms,tpot=50ms",
+              help="Objectives of each request, or of a percentile (ttft:p99=500ms): attainment, goodput.")  # fmt: skip
 @click.option(
     "--rounds", type=click.IntRange(1, 1000), default=1, show_default=True, help="Go through all levels so often."
 )
@@ -261,6 +268,7 @@ def sweep(
     vocab_size: int,
     requests: int | None,
     duration: str | None,
+    slo: str | None,
     rounds: int,
     interleave: bool,
     mig: str | None,
@@ -292,6 +300,7 @@ def sweep(
     from loadgen.endpoint import check_url
     from loadgen.progress import Progress
     from loadgen.runner import Interrupts
+    from loadgen.slo import parse_slos
     from loadgen.sweep import run_sweep
     from loadgen.sweep_spec import SweepSpec, default_output
     from loadgen.units import parse_duration_s
@@ -333,6 +342,7 @@ def sweep(
         requests=requests,
         duration_s=None if requests is not None else parse_duration_s(duration or DEFAULT_DURATION),
         rounds=rounds,
+        slos=[] if slo is None else parse_slos(slo),
         warmup=warmup,
         engines=specs,
         interleave=interleave,
@@ -425,8 +435,9 @@ def _publish(folder: Path, runs: list[tuple[Path, Any]], as_json: bool, kernels:
 @click.argument("kernels", type=click.Path(path_type=Path), required=False)
 @click.option("--offline", type=click.Path(path_type=Path), metavar="FILE",
               help="A --report_json of trtllm-bench throughput, kept in the run and shown beside it.")  # fmt: skip
+@click.option("--slo", metavar="ttft=500ms,tpot=50ms", help="Objectives in place of the sweep's own.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON instead of the table.")
-def report(run: Path, kernels: Path | None, offline: Path | None, as_json: bool) -> int:
+def report(run: Path, kernels: Path | None, offline: Path | None, slo: str | None, as_json: bool) -> int:
     """Make a run's table and page again from its records, finished or not.
 
     RUN is a run folder, or the folder of a sweep over several engines. KERNELS is a folder of
@@ -436,8 +447,10 @@ def report(run: Path, kernels: Path | None, offline: Path | None, as_json: bool)
     from loadgen.microbench.records import is_kernel_folder
     from loadgen.offline import REPORT_FILE, read_offline_report
     from loadgen.records import write_json
+    from loadgen.slo import parse_slos
     from loadgen.summary import run_folders, summarize_run
 
+    slos = None if slo is None else parse_slos(slo)
     if kernels is None and is_kernel_folder(run):
         return report_kernels(run, as_json)
     if kernels is not None and not is_kernel_folder(kernels):
@@ -450,7 +463,7 @@ def report(run: Path, kernels: Path | None, offline: Path | None, as_json: bool)
             raise UsageError(f"--offline belongs to one run; name one of {', '.join(map(str, folders))}")
         (folders[0] / REPORT_FILE).write_bytes(offline.read_bytes())
     for folder in folders:
-        _, summary = summarize_run(folder)
+        _, summary = summarize_run(folder, slos)
         runs.append((folder, summary))
         path = folder / "summary.json"
         if not path.exists():  # a run that was killed

@@ -6,14 +6,18 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from loadgen.intervals import bin_amounts, intervals, rate_interval
 from loadgen.records import ClientSample, LevelMark, RequestRecord
+from loadgen.slo import Outcome, Slo, SloFigures, outcome, slo_figures
 from loadgen.stats import Distribution, describe
+from loadgen.steady import SteadyWindow, steady_window
 from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
@@ -235,6 +239,9 @@ class LevelFigures(msgspec.Struct, kw_only=True):
     error_examples: list[dict[str, Any]]
     client: dict[str, Any]
     window: dict[str, int]
+    steady: SteadyWindow
+    ci95: dict[str, tuple[float, float]]  # of the throughputs, by their names
+    slo: SloFigures | msgspec.UnsetType = msgspec.UNSET  # where objectives are set
     open_loop: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET  # a closed loop has none
     interrupted: str | None = None
 
@@ -246,11 +253,14 @@ class LevelAccumulator:
 
     Args:
         start_ns, end_ns: the measured window.
+        cut: what was issued before ``start_ns`` is not measured, although its phase says so: a start-up
+            transient was cut off the window.
     """
 
-    def __init__(self, start_ns: int, end_ns: int) -> None:
+    def __init__(self, start_ns: int, end_ns: int, cut: bool = False) -> None:
         self.start_ns = start_ns
         self.end_ns = end_ns
+        self.cut = cut
         self.phases: Counter[str] = Counter()
         # Over all phases, to compare with the engine's own counters.
         self.totals = {"requests": 0, "prompt_tokens": 0, "generation_tokens": 0}
@@ -259,9 +269,10 @@ class LevelAccumulator:
         self.cancelled = 0
         self.errors: Counter[str] = Counter()
         self.examples: Counter[tuple[str, int | None, str]] = Counter()
-        self.ttft: list[float] = []
-        self.tpot: list[float] = []
-        self.e2e: list[float] = []
+        self.outcomes: list[Outcome] = []
+        # What came in equal parts of the window.
+        self.token_bins: Any = 0
+        self.ended_bins: Any = 0
         self.gaps: list[NDArray[np.float64]] = []
         self.gap_tokens: list[NDArray[np.int32]] = []
         self.longest: list[float] = []
@@ -302,6 +313,12 @@ class LevelAccumulator:
             self.totals["generation_tokens"] += record.output_tokens or 0
         if record.phase != "measure":
             return
+        found = outcome(record)
+        if self.cut and found.issued_ns < self.start_ns:
+            self.phases["measure"] -= 1
+            self.phases["warmup"] += 1
+            return
+        self.outcomes.append(found)
         error = record.error
         if error is None:
             self.completed += 1
@@ -333,19 +350,22 @@ class LevelAccumulator:
             self.window_left += 1
             self.residence_ns += record.end_ns - sent
             self.window_ended += record.error is None
+            if record.error is None:
+                ended = bin_amounts(np.array([record.end_ns]), np.ones(1), start, end)
+                self.ended_bins = self.ended_bins + ended
         if record.event_ns:
-            if sent >= start and record.end_ns <= end:
-                self.window_output += sum(record.event_tokens)
-            else:
-                times = sent + np.cumsum(record.event_ns)
-                inside = (times >= start) & (times <= end)
-                self.window_output += int(np.asarray(record.event_tokens)[inside].sum())
+            times = sent + np.cumsum(record.event_ns)
+            tokens = bin_amounts(times, np.asarray(record.event_tokens), start, end)
+            self.window_output += int(tokens.sum())
+            self.token_bins = self.token_bins + tokens
             first = record.first_token_ns
             if first is not None and start <= first <= end:
                 self.window_input += record.input_tokens or 0
         elif record.last_token_ns is not None and start <= record.last_token_ns <= end:
             self.window_output += record.output_tokens or 0
             self.window_input += record.input_tokens or 0
+            tokens = bin_amounts(np.array([record.last_token_ns]), np.array([record.output_tokens or 0]), start, end)
+            self.token_bins = self.token_bins + tokens
         if sent >= start:
             if record.slot_gap_ns is not None:
                 self.slot_gaps.append(record.slot_gap_ns / NS_PER_S)
@@ -367,19 +387,13 @@ class LevelAccumulator:
             self.mismatched += record.output_tokens != record.requested_tokens
         self.cached_tokens += record.cached_tokens or 0
         self.sources[record.token_source or "none"] += 1
-        since = sent if record.scheduled_ns is None else record.scheduled_ns
         if last is not None:
-            self.e2e.append((last - since) / NS_PER_S)
             self.service_e2e.append((last - sent) / NS_PER_S)
         if first is None or last is None:
             self.unstreamed += 1
             return
-        self.ttft.append((first - since) / NS_PER_S)
         self.service_ttft.append((first - sent) / NS_PER_S)
         tokens = np.asarray(record.event_tokens, dtype=np.int32)
-        rest = (record.output_tokens or 0) - int(tokens[0])
-        if rest > 0 and last > first:
-            self.tpot.append((last - first) / NS_PER_S / rest)
         gaps = np.asarray(record.event_ns[1:], dtype=float) / NS_PER_S
         self.events += len(tokens)
         self.multi += int((tokens > 1).sum())
@@ -397,6 +411,30 @@ class LevelAccumulator:
             longest = float(gaps.max())
             self.longest.append(longest)
             self.stalled += longest > max(5 * float(np.median(gaps)), 0.010)
+
+
+def slots_of(load: dict[str, Any]) -> int | None:
+    """The concurrency of a closed loop."""
+    return None if load.get("model") == "open" else int(load["concurrency"]) or None
+
+
+def steady_of(load: dict[str, Any], gathered: LevelAccumulator) -> SteadyWindow:
+    """The part of the window that is steady, and whether it is."""
+    import numpy as np
+
+    outcomes = gathered.outcomes
+    values = {
+        name: np.array([math.nan if (v := getattr(one, name)) is None else v for one in outcomes])
+        for name in ("ttft_s", "tpot_s", "e2e_s")
+    }
+    return steady_window(
+        np.array([one.issued_ns for one in outcomes], dtype=np.int64),
+        values,
+        start_ns=gathered.start_ns,
+        end_ns=gathered.end_ns,
+        slots=slots_of(load),
+        amounts=gathered.token_bins if gathered.window_output else None,
+    )
 
 
 def accumulator_for(records: Iterable[RequestRecord], mark: LevelMark | None) -> LevelAccumulator:
@@ -420,6 +458,8 @@ def level_figures(
     gathered: LevelAccumulator,
     samples: list[ClientSample],
     interrupted: str | None = None,
+    steady: SteadyWindow | None = None,
+    slos: Sequence[Slo] = (),
 ) -> LevelFigures:
     """The figures of one level, all of whose records have been taken in.
 
@@ -428,15 +468,25 @@ def level_figures(
         gathered: the level's records.
         samples: the workers' own, all of the level.
         interrupted: why the level did not run to its end, if so.
+        steady: what was found of the window as it was measured, where something was cut off it since.
+        slos: objectives that the requests are held against.
     """
     import numpy as np
 
+    outcomes = sorted(gathered.outcomes, key=lambda one: (one.issued_ns, one.seq))
+    slots = slots_of(load)
     window_s = (gathered.end_ns - gathered.start_ns) / NS_PER_S
     gaps = np.concatenate(gathered.gaps) if gathered.gaps else np.empty(0)
     gap_tokens = np.concatenate(gathered.gap_tokens) if gathered.gap_tokens else np.empty(0)
 
     def rate(count: float) -> float | None:
         return count / window_s if window_s > 0 and gathered.completed else None
+
+    def latency(name: str) -> Distribution:
+        values = np.asarray([v for one in outcomes if (v := getattr(one, name)) is not None], dtype=float)
+        found = describe(values, independent=False)
+        found.ci95 = intervals(values, period=slots)
+        return found
 
     return LevelFigures(
         load=load,
@@ -449,11 +499,11 @@ def level_figures(
             drain=gathered.phases["drain"],
         ),
         duration_s=window_s,
-        ttft_s=describe(np.asarray(gathered.ttft)),
-        tpot_s=describe(np.asarray(gathered.tpot)),
+        ttft_s=latency("ttft_s"),
+        tpot_s=latency("tpot_s"),
         itl_s=describe(gaps, independent=False),
         itl_per_token_s=describe(gaps / np.maximum(gap_tokens, 1) if len(gaps) else gaps, independent=False),
-        e2e_s=describe(np.asarray(gathered.e2e)),
+        e2e_s=latency("e2e_s"),
         request_throughput_rps=rate(gathered.window_ended),
         output_throughput_tps=rate(gathered.window_output),
         total_throughput_tps=rate(gathered.window_output + gathered.window_input),
@@ -480,9 +530,24 @@ def level_figures(
         ],
         client=_client_figures(gathered, samples, window_s),
         window={"start_ns": gathered.start_ns, "end_ns": gathered.end_ns},
+        steady=steady or steady_of(load, gathered),
+        ci95=_rate_intervals(gathered, window_s),
+        slo=slo_figures(outcomes, list(slos), start_ns=gathered.start_ns, end_ns=gathered.end_ns, slots=slots)
+        if slos
+        else msgspec.UNSET,
         open_loop=_open_figures(gathered, window_s) if load.get("model") == "open" else msgspec.UNSET,
         interrupted=interrupted,
     )
+
+
+def _rate_intervals(gathered: LevelAccumulator, window_s: float) -> dict[str, tuple[float, float]]:
+    found = {}
+    for name, bins in (("output_throughput_tps", gathered.token_bins), ("request_throughput_rps", gathered.ended_bins)):
+        if gathered.completed and not isinstance(bins, int):
+            interval = rate_interval(bins, window_s)
+            if interval is not None:
+                found[name] = interval
+    return found
 
 
 def _open_figures(gathered: LevelAccumulator, window_s: float) -> dict[str, Any]:

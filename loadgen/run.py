@@ -18,7 +18,7 @@ from loadgen.gpus import Nvml
 from loadgen.records import ClientSample, Manifest, write_json
 from loadgen.runner import Interrupts, LevelSpec, Runner
 from loadgen.server_metrics import reconcile
-from loadgen.summary import RunTail, Summary, gather, summarize
+from loadgen.summary import RunTail, Summary, gather_steady, summarize
 from loadgen.sweep_spec import Listener, SweepSpec, Workload
 from loadgen.watch import Watcher
 
@@ -195,6 +195,7 @@ class Run:
                 "requests": spec.requests,
                 "duration_s": spec.duration_s,
                 "rounds": spec.rounds,
+                **({"slo": ",".join(slo.text for slo in spec.slos)} if spec.slos else {}),
                 "warmup": spec.warmup,
                 "timeouts": msgspec.to_builtins(spec.timeouts),
             },
@@ -219,12 +220,17 @@ class Run:
         samples: list[ClientSample] = []
         mark = await asyncio.to_thread(runner.run_level, level, level.index * self._workload.stride, samples.append)
         await watcher.pause()
-        gathered = gather(self._tail.records(runner.take_unwritten()), mark)
+        unwritten = runner.take_unwritten()
+        gathered, steady = gather_steady(
+            level.load, lambda: self._tail.records(unwritten), mark, lambda: self._tail.again(unwritten)
+        )
         if mark.interrupted is None:
             await self._read_counters(gathered.totals)
         elif not self._interrupts.count:
             await self._await_death()
-        result = summarize(level.load, gathered, samples, mark.interrupted, *watcher.taken())
+        result = summarize(
+            level.load, gathered, samples, mark.interrupted, *watcher.taken(), steady=steady, slos=self._spec.slos
+        )
         self.summary.levels.append(result)
         self._listener.level_ended(result)
         self._disk_error = runner.disk_error or watcher.disk_error

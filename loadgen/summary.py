@@ -6,7 +6,7 @@ with the same functions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import msgspec
 
 from loadgen.errors import RunFolderError
 from loadgen.gpus import gpu_figures
-from loadgen.metrics import LevelAccumulator, LevelFigures, accumulator_for, level_figures
+from loadgen.metrics import LevelAccumulator, LevelFigures, accumulator_for, level_figures, steady_of
 from loadgen.records import (
     FORMAT_VERSION,
     ClientSample,
@@ -31,6 +31,8 @@ from loadgen.records import (
     records_path,
 )
 from loadgen.server_metrics import server_figures
+from loadgen.slo import Slo, parse_slos
+from loadgen.steady import SteadyWindow
 from loadgen.verdicts import Verdict, judge
 
 KILLED = "the run was ended from outside during this level"
@@ -117,10 +119,19 @@ class RunTail:
 
     def __init__(self, run: Path) -> None:
         self._path = run / "records.jsonl"
-        self._offset = 0
+        self._offset = self._before = 0
 
     def records(self, unwritten: list[str]) -> Iterable[RequestRecord]:
         """New records, and those that the disk did not take."""
+        self._before = self._offset
+        yield from self._read(unwritten)
+
+    def again(self, unwritten: list[str]) -> Iterable[RequestRecord]:
+        """What :meth:`records` gave last."""
+        self._offset = self._before
+        yield from self._read(unwritten)
+
+    def _read(self, unwritten: list[str]) -> Iterable[RequestRecord]:
         with self._path.open("rb") as lines:
             lines.seek(self._offset)
             for line in lines:
@@ -142,17 +153,44 @@ def summarize_level(
     server: list[ServerSample] = [],  # noqa: B006  (never changed)
     gpu: list[GpuSample] = [],  # noqa: B006
 ) -> LevelSummary:
-    """One level that has ended; ``records`` are looked at once and not kept."""
-    return summarize(load, gather(records, mark), samples, mark.interrupted, server, gpu)
+    """One level that has ended, from records that are kept."""
+    kept = list(records)
+    gathered, steady = gather_steady(load, lambda: kept, mark)
+    return summarize(load, gathered, samples, mark.interrupted, server, gpu, steady)
 
 
-def gather(records: Iterable[RequestRecord], mark: LevelMark) -> LevelAccumulator:
-    """The records of one level, as far as its figures need them."""
+def gather(records: Iterable[RequestRecord], mark: LevelMark, from_ns: int | None = None) -> LevelAccumulator:
+    """The records of one level, as far as its figures need them.
+
+    Args:
+        from_ns: where the window begins, if later than the mark says.
+    """
     gathered = accumulator_for((), mark)
+    if from_ns is not None:
+        gathered = LevelAccumulator(from_ns, mark.window_end_ns, cut=True)
     for record in records:
         if record.level == mark.level:
             gathered.add(record)
     return gathered
+
+
+def gather_steady(
+    load: dict[str, Any],
+    read: Callable[[], Iterable[RequestRecord]],
+    mark: LevelMark,
+    again: Callable[[], Iterable[RequestRecord]] | None = None,
+) -> tuple[LevelAccumulator, SteadyWindow]:
+    """The records of one level inside its steady window, which takes a second reading where something is cut off.
+
+    Args:
+        read: gives the records.
+        again: gives them once more; ``read`` itself where it can be called twice.
+    """
+    gathered = gather(read(), mark)
+    steady = steady_of(load, gathered)
+    if steady.start_ns > gathered.start_ns:
+        gathered = gather((again or read)(), mark, steady.start_ns)
+    return gathered, steady
 
 
 def summarize(
@@ -162,9 +200,11 @@ def summarize(
     interrupted: str | None,
     server: list[ServerSample],
     gpu: list[GpuSample],
+    steady: SteadyWindow | None = None,
+    slos: Sequence[Slo] = (),
 ) -> LevelSummary:
     """One level from all that is known of it."""
-    figures = level_figures(load, gathered, samples, interrupted)
+    figures = level_figures(load, gathered, samples, interrupted, steady, slos)
     start, end = figures.window["start_ns"], figures.window["end_ns"]
     tokens = None if figures.output_throughput_tps is None else figures.output_throughput_tps * figures.duration_s
     return LevelSummary(
@@ -175,13 +215,18 @@ def summarize(
     )
 
 
-def summarize_run(run: Path) -> tuple[Manifest, Summary]:
+def summarize_run(run: Path, slos: Sequence[Slo] | None = None) -> tuple[Manifest, Summary]:
     """A whole run folder, finished or not.
+
+    Args:
+        slos: objectives in place of the run's own.
 
     Raises:
         RunFolderError: it cannot be read at all.
     """
     manifest = read_manifest(run)
+    if slos is None:
+        slos = parse_slos(manifest.load["slo"]) if manifest.load.get("slo") else ()
     path = records_path(run)
     samples, marks, notes = read_client_log(run / "client.jsonl")
     mark_of = {mark.level: mark for mark in marks}
@@ -214,7 +259,14 @@ def summarize_run(run: Path) -> tuple[Manifest, Summary]:
         own = [sample for sample in samples if sample.level == level]
         load = manifest.levels[level] if level < len(manifest.levels) else {"model": "closed", "concurrency": 0}
         interrupted = mark.interrupted if mark else KILLED
-        summaries.append(summarize(load, gathered[level], own, interrupted, server.get(level, []), gpu.get(level, [])))
+        found = gathered[level]
+        steady = steady_of(load, found)
+        if steady.start_ns > found.start_ns:
+            bounds = mark or LevelMark(level=level, window_start_ns=found.start_ns, window_end_ns=found.end_ns)
+            found = gather(read_records(path)[0], bounds, steady.start_ns)
+        summaries.append(
+            summarize(load, found, own, interrupted, server.get(level, []), gpu.get(level, []), steady, slos)
+        )
     if len(levels) < len(manifest.levels):
         notes.append(f"{len(manifest.levels) - len(levels)} of {len(manifest.levels)} levels were not run")
     if bad_lines:

@@ -18,6 +18,7 @@ from loadgen.pacing import Arrivals
 from loadgen.prompts import FIRST_TOKEN_ID, DatasetSource, SourceSpec
 from loadgen.records import ClientSample, Manifest
 from loadgen.runner import LevelSpec, default_workers
+from loadgen.slo import Slo
 from loadgen.summary import LevelSummary
 from loadgen.wire import Timeouts
 
@@ -41,6 +42,7 @@ class SweepSpec(msgspec.Struct, kw_only=True):
         max_in_flight: of an open loop.
         requests, duration_s: how much is measured at each level; exactly one is set.
         rounds: how often all levels are gone through.
+        slos: objectives that requests are held against.
         engines: launched one after another; else ``url`` is attached to.
         interleave: one round of each engine in turn, the order turned round each time.
         together: all engines at once, each on a device of its own.
@@ -63,6 +65,7 @@ class SweepSpec(msgspec.Struct, kw_only=True):
     requests: int | None = None
     duration_s: float | None = None
     rounds: int = 1
+    slos: list[Slo] = []
     warmup: bool = True
     engines: list[EngineSpec] = []
     interleave: bool = False

@@ -8,9 +8,12 @@ import msgspec
 
 from loadgen.metrics import LevelFigures
 from loadgen.stats import quantile_floor
+from loadgen.steady import MIN_DRIFT
 from loadgen.units import format_ms
 
-Status = Literal["VALID", "INTERRUPTED", "ERRORS", "TOO_FEW", "LOAD_NOT_ACHIEVED", "CLIENT_BOUND", "OUTPUT_MISMATCH"]
+Status = Literal[
+    "VALID", "INTERRUPTED", "ERRORS", "TOO_FEW", "LOAD_NOT_ACHIEVED", "CLIENT_BOUND", "DRIFTING", "OUTPUT_MISMATCH"
+]
 
 MAX_ERROR_SHARE = 0.01
 MAX_MISMATCH_SHARE = 0.01
@@ -30,6 +33,8 @@ VERDICTS: dict[str, str] = {
     "CLIENT_BOUND": f"our own stamps were late by more than {MAX_LATENESS_SHARE:.0%} of the mean TTFT on average; or "
     "their 99th percentile of lateness exceeded the median gap between tokens; or the busiest worker used more than "
     f"{MAX_UTILIZATION:.0%} of a core",
+    "DRIFTING": "no steady state: TTFT, TPOT, E2E or the throughput went on changing over the measured window, by at "
+    f"least {MIN_DRIFT:.0%} and by more than chance",
     "OUTPUT_MISMATCH": f"more than {MAX_MISMATCH_SHARE:.0%} of the successful requests returned another number of "
     "tokens than was asked for",
 }
@@ -53,7 +58,9 @@ class Verdict(msgspec.Struct, kw_only=True):
 def judge(figures: LevelFigures) -> Verdict:
     """Every check of a level, the gravest first."""
     reasons = [
-        reason for check in (_interrupted, _errors, _too_few, _load, _client, _output) for reason in check(figures)
+        reason
+        for check in (_interrupted, _errors, _too_few, _load, _client, _drift, _output)
+        for reason in check(figures)
     ]
     return Verdict(status=reasons[0].status if reasons else "VALID", reasons=reasons)
 
@@ -152,6 +159,19 @@ def _client(figures: LevelFigures) -> list[Reason]:
             text="; ".join(found),
             advice="use more --workers, free cores on this machine, or run loadgen on another one; "
             "`loadgen calibrate` tells what this machine can measure",
+        )
+    ]
+
+
+def _drift(figures: LevelFigures) -> list[Reason]:
+    if figures.steady.steady is not False:
+        return []
+    return [
+        Reason(
+            status="DRIFTING",
+            text=figures.steady.reason,
+            advice="measure for longer, and see what was still changing: a cache that fills, a queue that grows, "
+            "clocks that fall",
         )
     ]
 

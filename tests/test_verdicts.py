@@ -9,6 +9,7 @@ from made import changed, figures_of
 
 from loadgen.metrics import LevelFigures, Requests
 from loadgen.stats import Distribution
+from loadgen.steady import SteadyWindow
 from loadgen.verdicts import VERDICTS, Status, judge
 
 
@@ -39,6 +40,10 @@ def lateness(**fields: float) -> dict[str, Any]:
     return {"client": {"lateness_s": Distribution(count=1000, **fields)}}
 
 
+def steady(found: bool | None) -> SteadyWindow:
+    return SteadyWindow(start_ns=0, end_ns=1, requests=100, steady=found, reason="TTFT rose by 15% over the window")
+
+
 CASES: list[tuple[str, dict[str, Any], str]] = [
     ("healthy", {}, "VALID"),
     ("stopped by hand", {"interrupted": "Ctrl-C"}, "INTERRUPTED"),
@@ -62,6 +67,9 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("97.1 % of a core", {"client": {"utilization": 0.971}}, "CLIENT_BOUND"),
     ("1 of 100 outputs differ", {"tokens": {"mismatched": 1}}, "VALID"),
     ("2 of 100 outputs differ", {"tokens": {"mismatched": 2}}, "OUTPUT_MISMATCH"),
+    ("no trend", {"steady": steady(True)}, "VALID"),
+    ("too few for a trend", {"steady": steady(None)}, "VALID"),
+    ("a trend", {"steady": steady(False)}, "DRIFTING"),
     ("no output was asked for", {"tokens": {"asked": 0, "mismatched": 0}}, "VALID"),
 ]
 
@@ -85,6 +93,7 @@ def test_all_reasons_are_listed_the_gravest_first() -> None:
         **requests(5, 5),
         client={"in_flight": 1.0, "utilization": 0.99},
         tokens={"asked": 5, "mismatched": 5},
+        steady=steady(False),
     )
     verdict = judge(everything)
     assert verdict.status == "INTERRUPTED"

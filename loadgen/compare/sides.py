@@ -11,6 +11,7 @@ import msgspec
 
 from loadgen.errors import UsageError
 from loadgen.records import Manifest, RequestRecord, read_client_log, read_records, records_path
+from loadgen.slo import outcome
 from loadgen.summary import RUNS_FILE, summarize_run
 from loadgen.units import NS_PER_S
 
@@ -89,7 +90,10 @@ def read_side(run: Path, label: str | None = None) -> Side:
     path = records_path(run)
     seen = {record.level for record in read_records(path)[0]} if path.exists() else set()
     numbered = dict(zip(sorted(seen | marks), summary.levels, strict=True))
-    gathered = {index: _Gathered(level.window["start_ns"], level.window["end_ns"]) for index, level in numbered.items()}
+    gathered = {
+        index: _Gathered(level.window["start_ns"], level.window["end_ns"], cut=level.steady.cut_transient > 0)
+        for index, level in numbered.items()
+    }
     for record in read_records(path)[0] if path.exists() else ():
         if record.level in gathered:  # the run may be going on
             gathered[record.level].add(record)
@@ -141,9 +145,10 @@ class _Row(NamedTuple):
 class _Gathered:
     """Takes in a level's records one by one and forgets their events."""
 
-    def __init__(self, start_ns: int, end_ns: int) -> None:
+    def __init__(self, start_ns: int, end_ns: int, cut: bool = False) -> None:
         import numpy as np
 
+        self._cut = cut  # what was issued before the window is a start-up transient
         self._start_ns = start_ns
         self._window_ns = max(end_ns - start_ns, 1)
         self._rows: list[_Row] = []
@@ -160,6 +165,9 @@ class _Gathered:
             self._count(record)
         if record.phase != "measure" or (record.error is not None and record.error.kind == "cancelled"):
             return
+        found = outcome(record)
+        if self._cut and found.issued_ns < self._start_ns:
+            return
         self._rows.append(
             _Row(
                 # One that got no connection has no send; its end is where it stands among the others.
@@ -168,9 +176,9 @@ class _Gathered:
                 worker=record.worker,
                 prompt_id=record.prompt_id,
                 failed=record.error is not None,
-                ttft_s=_since_asked(record, record.first_token_ns),
-                tpot_s=_tpot(record),
-                e2e_s=_since_asked(record, record.last_token_ns),
+                ttft_s=math.nan if found.ttft_s is None else found.ttft_s,
+                tpot_s=math.nan if found.tpot_s is None else found.tpot_s,
+                e2e_s=math.nan if found.e2e_s is None else found.e2e_s,
                 input_tokens=_number(record, record.input_tokens),
                 output_tokens=_number(record, record.output_tokens),
             )
@@ -236,22 +244,6 @@ class _Gathered:
             cached_share=self._cached / self._cacheable if self._cacheable else None,
             tokens=self._bins,
         )
-
-
-def _since_asked(record: RequestRecord, stamp_ns: int | None) -> float:
-    """Seconds from the intended send, or in a closed loop, which has none, from the send."""
-    asked_ns = record.sent_ns if record.scheduled_ns is None else record.scheduled_ns
-    if record.error is not None or asked_ns is None or stamp_ns is None:
-        return math.nan
-    return (stamp_ns - asked_ns) / NS_PER_S
-
-
-def _tpot(record: RequestRecord) -> float:
-    first, last = record.first_token_ns, record.last_token_ns
-    if record.error is not None or first is None or last is None or last <= first or not record.event_tokens:
-        return math.nan
-    rest = (record.output_tokens or 0) - record.event_tokens[0]
-    return (last - first) / NS_PER_S / rest if rest > 0 else math.nan
 
 
 def _number(record: RequestRecord, tokens: int | None) -> float:

@@ -22,9 +22,7 @@ def render(manifest: KernelManifest, records: list[KernelRecord], notes: bool = 
     Args:
         notes: whether to list each record's remarks too.
     """
-    wrapped = [
-        textwrap.fill(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False) for line in heading(manifest)
-    ]
+    wrapped = [textwrap.fill(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False) for line in heading(manifest)]
     parts = ["\n".join(wrapped)]
     if not records:
         return "\n\n".join([*parts, "Nothing was measured."]) + "\n"

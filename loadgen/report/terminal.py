@@ -8,6 +8,7 @@ from typing import Any
 from loadgen.offline import OfflineReport
 from loadgen.records import Manifest
 from loadgen.server_metrics import RECONCILED
+from loadgen.slo import SloFigures
 from loadgen.stats import QUANTILES, Distribution, quantile_floor
 from loadgen.summary import LevelSummary, Summary
 from loadgen.units import format_count, format_ms
@@ -189,6 +190,10 @@ def _remarks(level: LevelSummary) -> list[str]:
         remarks.append(f"{tokens['unstreamed']} replies were not streamed: they have no TTFT and no TPOT")
     if tokens["shared_read"] and tokens["shared_read"] > 0.05:
         remarks.append(f"{tokens['shared_read']:.0%} of the token events shared a read with the one before")
+    if (level.steady.cut_transient or level.steady.cut_turnover) and level.steady.steady is not False:
+        remarks.append(f"steady state: {level.steady.reason}")
+    if isinstance(level.slo, SloFigures):
+        remarks += slo_words(level.slo)
     if level.stalls["requests"]:
         longest = level.stalls["longest_gap_s"].max
         remarks.append(
@@ -202,6 +207,30 @@ def _remarks(level: LevelSummary) -> list[str]:
         remarks.append(f"the server counted {counts}, loadgen {own}: something else uses it, or requests were lost")
     remarks += [text for text in (server_words(server), gpu_words(level)) if text]
     return [textwrap.fill(remark, WIDTH, initial_indent="  ", subsequent_indent="  ") for remark in remarks]
+
+
+def slo_words(slo: SloFigures) -> list[str]:
+    """How a level did against the objectives, a sentence each."""
+    words = []
+    asked = [text for text in slo.slos if ":" not in text]
+    if slo.attainment is not None:
+        text = f"{', '.join(asked)}: met by {slo.attainment:.1%} of {slo.offered} requests"
+        if slo.attainment_ci95 is not None:
+            text += f" (95 % interval {slo.attainment_ci95[0]:.1%} to {slo.attainment_ci95[1]:.1%})"
+        if slo.goodput_rps is not None:
+            text += f"; goodput {format_count(slo.goodput_rps)} requests/s"
+        words.append(text)
+    elif asked:
+        words.append(f"{', '.join(asked)}: not known, since no reply has the latency that is asked for")
+    for one in slo.percentiles:
+        text = f"{one.slo}: {one.decision.upper()}"
+        if one.share is not None:
+            text += f" ({one.share:.2%} of {one.requests} requests within it"
+            if one.ci95 is not None:
+                text += f", 95 % interval {one.ci95[0]:.2%} to {one.ci95[1]:.2%}"
+            text += ")"
+        words.append(text)
+    return words
 
 
 def server_words(server: dict[str, Any]) -> str | None:

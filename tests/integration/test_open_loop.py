@@ -26,10 +26,10 @@ def sweep(sim: RunningSim, out: Path, *words: str) -> tuple[int, dict[str, Any],
 
 def test_the_schedule_is_that_of_the_seed_over_all_workers(sim: RunningSim, tmp_path: Path) -> None:
     _, summary, records = sweep(
-        sim, tmp_path / "run", "--rate", "50,80", "--requests", "60", "--workers", "2", "--arrival", "gamma:2",
+        sim, tmp_path / "run", "--rate", "80,120", "--requests", "60", "--workers", "2", "--arrival", "gamma:2",
         "--seed", "4",
     )  # fmt: skip
-    for index, rate in enumerate((50, 80)):
+    for index, rate in enumerate((80, 120)):
         level = summary["levels"][index]
         assert level["load"] == {"model": "open", "rate_rps": rate, "arrival": "gamma:2", "max_in_flight": 4096}
         own = sorted((r for r in records if r["level"] == index), key=lambda r: r["scheduled_ns"])
@@ -83,7 +83,7 @@ def test_a_cap_delays_nothing_silently(sim: RunningSim, tmp_path: Path) -> None:
 
 def test_more_than_the_cap_lets_through_is_not_the_load_that_was_asked_for(sim: RunningSim, tmp_path: Path) -> None:
     code, summary, records = sweep(
-        sim, tmp_path / "run", "--rate", "200", "--duration", "1500ms", "--max-in-flight", "2", "--no-warmup",
+        sim, tmp_path / "run", "--rate", "200", "--duration", "500ms", "--max-in-flight", "2", "--no-warmup",
     )  # fmt: skip
     level = summary["levels"][0]
     assert code == 1

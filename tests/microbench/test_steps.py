@@ -53,7 +53,7 @@ def test_a_run_gives_what_it_served(real: tuple[Manifest, Summary]) -> None:
         Step(phase="decode", sequences=1, context=320),
         Step(phase="decode", sequences=8, context=320),
         Step(phase="decode", sequences=56, context=320),  # of 64 in flight, as the engine says
-        Step(phase="decode", sequences=206, context=320),
+        Step(phase="decode", sequences=212, context=320),
     ]
     assert prefill_step(summary.levels[0]) == Step(phase="prefill", sequences=1, context=256)
     assert len(steps_of_run(summary)) == 5
