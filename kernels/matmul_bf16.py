@@ -28,6 +28,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from loadgen.microbench.baselines import compiled
 from loadgen.microbench.cases import DTYPE_BYTES, Case
+from loadgen.microbench.split_k import finish, multiprocessors, prefetch, split_sizes
 
 OUTPUTS = ("out",)
 STREAMED = ("weight",)
@@ -90,13 +91,6 @@ def _dot(a, b, total, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
-def _prefetch(pointers):
-    """Asks the L2 for the lines that the pointers lie in."""
-    tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [pointers.to(tl.int64)],
-                              dtype=tl.int32, is_pure=False, pack=1)  # fmt: skip
-
-
-@triton.jit
 def _wait_for_kernel_before(rows, first, end, LINES: tl.constexpr):
     """With programmatic launch: has the weight, which no kernel before this one writes, on its way to the L2 first.
 
@@ -105,7 +99,7 @@ def _wait_for_kernel_before(rows, first, end, LINES: tl.constexpr):
     """
     gdc_launch_dependents()
     columns = tl.minimum(first + tl.arange(0, LINES) * 64, end - 1)
-    _prefetch(rows + columns[None, :])
+    prefetch(rows + columns[None, :])
     gdc_wait()
 
 
@@ -129,32 +123,6 @@ def _one(x_ptr, weight_ptr, out_ptr, N, K, weight_stride, BLOCK_N: tl.constexpr,
             x = tl.load(x_ptr + start + k, mask=inside, other=0.0)
         total += weight.to(tl.float32) * x.to(tl.float32)[None, :]
     tl.store(out_ptr + n, tl.sum(total, axis=1).to(out_ptr.dtype.element_ty), mask=n < N)
-
-
-@triton.jit
-def _finish(total, m, n, M, N, out_ptr, out_stride, workspace_ptr, counters_ptr, SPLITS: tl.constexpr):
-    """Stores a tile (n by m) of sums, or of one part of them, and has the last part's program sum the parts."""
-    inside = (n < N)[:, None] & (m < M)[None, :]
-    outs = out_ptr + m.to(tl.int64)[None, :] * out_stride + n[:, None]
-    if SPLITS == 1:
-        tl.store(outs, total.to(out_ptr.dtype.element_ty), mask=inside)
-    else:
-        part = tl.program_id(1)
-        size = tl.cast(M, tl.int64) * N
-        places = workspace_ptr + m.to(tl.int64)[None, :] * N + n[:, None]
-        tl.store(places + part * size, total, mask=inside)
-        counter = counters_ptr + tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
-        # The counter is raised by one thread, for all of them: after all have stored.
-        tl.debug_barrier()
-        if tl.atomic_add(counter, 1, sem="acq_rel") == SPLITS - 1:
-            result = tl.zeros_like(total)
-            # Several parts at a time where they are small; never more registers than the products need.
-            SMALL: tl.constexpr = total.shape[0] * total.shape[1] <= 1024
-            for i in tl.range(SPLITS, loop_unroll_factor=4 if SMALL else 1, num_stages=1):
-                # Past the L1, which other SMs' stores do not reach.
-                result += tl.load(places + i * size, mask=inside, other=0.0, cache_modifier=".cg")
-            tl.store(outs, result.to(out_ptr.dtype.element_ty), mask=inside)
-            tl.store(counter, 0)
 
 
 # Else Triton would compile M = 1, M = 16 and so on apart, for nothing.
@@ -185,7 +153,8 @@ def _few(x_ptr, weight_ptr, out_ptr, workspace_ptr, counters_ptr, M, N, K, x_str
         total = _dot(weight, x, total, INTERPRETED)
         weights += BLOCK_K
         xs += BLOCK_K
-    _finish(total, m, n, M, N, out_ptr, out_stride, workspace_ptr, counters_ptr, SPLITS)
+    counter = counters_ptr + tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
+    finish(total, m, n, M, N, out_ptr, out_stride, workspace_ptr, counter, SPLITS)
 
 
 @triton.jit
@@ -255,14 +224,6 @@ def _many(x_desc, weight_desc, out_desc, M, N, K, tiles, BLOCK_M: tl.constexpr, 
 
 
 @functools.cache
-def _multiprocessors():
-    """Of the current device; where there is none, for the interpreter, those of an H100."""
-    if not torch.cuda.is_available():
-        return 132
-    return torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
-
-
-@functools.cache
 def default_config(tokens, rows, columns):
     """The launch for these sizes, by rule: the same sizes are always the same kernel."""
     if tokens == 1:
@@ -275,7 +236,7 @@ def default_config(tokens, rows, columns):
         tiles, blocks = triton.cdiv(rows, block_n), triton.cdiv(columns, block_k)
         # At least four blocks of K a part, and no more parts than the last program can soon sum; the more tokens,
         # the more a part costs.
-        wanted = (1 if block_m == 64 else 2) * _multiprocessors()
+        wanted = (1 if block_m == 64 else 2) * multiprocessors()
         splits = max(1, min(round(wanted / tiles), blocks // 4, 16))
         return {"kind": "few", "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "SPLITS": splits,
                 "num_warps": 4, "num_stages": 3, "PDL": False}  # fmt: skip
@@ -285,19 +246,11 @@ def default_config(tokens, rows, columns):
     def cost(shape):
         block_m, block_n, _, _, speed = shape
         tiles = triton.cdiv(tokens, block_m) * triton.cdiv(rows, block_n)
-        return triton.cdiv(tiles, _multiprocessors()) * block_m * block_n / speed
+        return triton.cdiv(tiles, multiprocessors()) * block_m * block_n / speed
 
     block_m, block_n, warps, stages, _ = min(shapes, key=cost)
     return {"kind": "many", "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": 64, "GROUP_M": 8, "num_warps": warps,
             "num_stages": stages, "HALVES": block_n == 256, "PERSISTENT": True}  # fmt: skip
-
-
-def split_sizes(config, tokens, rows):
-    """Floats of workspace and counters that a config needs; at least one of each."""
-    if config.get("SPLITS", 1) == 1:
-        return 1, 1
-    tiles = triton.cdiv(rows, config["BLOCK_N"]) * triton.cdiv(tokens, config["BLOCK_M"])
-    return config["SPLITS"] * tokens * rows, tiles
 
 
 def launch(config, x, weight, out, workspace, counters):
@@ -351,7 +304,7 @@ def _launch_many(config, x, weight, out):
     shape = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "GROUP_M": config["GROUP_M"]}
     if config.get("TMA", True) and _tma(x, weight, out):
         store_n = block_n // 2 if config["HALVES"] else block_n
-        _many[(min(tiles, _multiprocessors()) if config["PERSISTENT"] else tiles,)](
+        _many[(min(tiles, multiprocessors()) if config["PERSISTENT"] else tiles,)](
             TensorDescriptor.from_tensor(x, [block_m, block_k]),
             TensorDescriptor.from_tensor(weight, [block_n, block_k]),
             TensorDescriptor.from_tensor(out, [block_m, store_n]),

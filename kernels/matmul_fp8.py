@@ -32,6 +32,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from loadgen.microbench.cases import Case
 from loadgen.microbench.check import Tolerance
+from loadgen.microbench.split_k import finish, multiprocessors, prefetch, split_sizes
 
 OUTPUTS = ("out",)
 STREAMED = ("weight",)
@@ -112,13 +113,6 @@ def _dot(a, b, total, IMPRECISE: tl.constexpr, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
-def _prefetch(pointers):
-    """Asks the L2 for the lines that the pointers lie in."""
-    tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [pointers.to(tl.int64)],
-                              dtype=tl.int32, is_pure=False, pack=1)  # fmt: skip
-
-
-@triton.jit
 def _wait_for_kernel_before(rows, first, end, LINES: tl.constexpr):
     """With programmatic launch: has the weight, which no kernel before this one writes, on its way to the L2 first.
 
@@ -127,7 +121,7 @@ def _wait_for_kernel_before(rows, first, end, LINES: tl.constexpr):
     """
     gdc_launch_dependents()
     columns = tl.minimum(first + tl.arange(0, LINES) * 128, end - 1)
-    _prefetch(rows + columns[None, :])
+    prefetch(rows + columns[None, :])
     gdc_wait()
 
 
@@ -153,32 +147,6 @@ def _one(x_ptr, x_scale_ptr, weight_ptr, weight_scale_ptr, out_ptr, N, K, weight
         total += weight.to(tl.float32) * x.to(tl.float32)[None, :]
     scale = tl.load(weight_scale_ptr + n, mask=n < N, other=0.0) * tl.load(x_scale_ptr)
     tl.store(out_ptr + n, (tl.sum(total, axis=1) * scale).to(out_ptr.dtype.element_ty), mask=n < N)
-
-
-@triton.jit
-def _finish(total, m, n, M, N, out_ptr, out_stride, workspace_ptr, counters_ptr, SPLITS: tl.constexpr):
-    """Stores a tile (n by m) of sums, or of one part of them, and has the last part's program sum the parts."""
-    inside = (n < N)[:, None] & (m < M)[None, :]
-    outs = out_ptr + m.to(tl.int64)[None, :] * out_stride + n[:, None]
-    if SPLITS == 1:
-        tl.store(outs, total.to(out_ptr.dtype.element_ty), mask=inside)
-    else:
-        part = tl.program_id(1)
-        size = tl.cast(M, tl.int64) * N
-        places = workspace_ptr + m.to(tl.int64)[None, :] * N + n[:, None]
-        tl.store(places + part * size, total, mask=inside)
-        counter = counters_ptr + tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
-        # The counter is raised by one thread, for all of them: after all have stored.
-        tl.debug_barrier()
-        if tl.atomic_add(counter, 1, sem="acq_rel") == SPLITS - 1:
-            result = tl.zeros_like(total)
-            # Several parts at a time where they are small; never more registers than the products need.
-            SMALL: tl.constexpr = total.shape[0] * total.shape[1] <= 1024
-            for i in tl.range(SPLITS, loop_unroll_factor=4 if SMALL else 1, num_stages=1):
-                # Past the L1, which other SMs' stores do not reach.
-                result += tl.load(places + i * size, mask=inside, other=0.0, cache_modifier=".cg")
-            tl.store(outs, result.to(out_ptr.dtype.element_ty), mask=inside)
-            tl.store(counter, 0)
 
 
 # Else Triton would compile M = 1, M = 16 and so on apart, for nothing.
@@ -213,7 +181,8 @@ def _few(x_ptr, x_scale_ptr, weight_ptr, weight_scale_ptr, out_ptr, workspace_pt
     # The scales of a part are those of the whole.
     total *= tl.load(weight_scale_ptr + n, mask=n < N, other=0.0)[:, None]
     total *= tl.load(x_scale_ptr + m, mask=m < M, other=0.0)[None, :]
-    _finish(total, m, n, M, N, out_ptr, out_stride, workspace_ptr, counters_ptr, SPLITS)
+    counter = counters_ptr + tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
+    finish(total, m, n, M, N, out_ptr, out_stride, workspace_ptr, counter, SPLITS)
 
 
 @triton.jit
@@ -291,14 +260,6 @@ def _many(x_desc, x_scale_ptr, weight_desc, weight_scale_ptr, out_desc, M, N, K,
 
 
 @functools.cache
-def _multiprocessors():
-    """Of the current device; where there is none, for the interpreter, those of an H100."""
-    if not torch.cuda.is_available():
-        return 132
-    return torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
-
-
-@functools.cache
 def default_config(tokens, rows, columns):
     """The launch for these sizes, by rule: the same sizes are always the same kernel."""
     if tokens == 1:
@@ -310,7 +271,7 @@ def default_config(tokens, rows, columns):
         block_n, block_k = 64, 256
         tiles, blocks = triton.cdiv(rows, block_n), triton.cdiv(columns, block_k)
         # Two programs for each SM, at least four blocks of K a part, no more parts than the last program can soon sum.
-        splits = max(1, min(round(2 * _multiprocessors() / tiles), blocks // 4, 16))
+        splits = max(1, min(round(2 * multiprocessors() / tiles), blocks // 4, 16))
         return {"kind": "few", "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "SPLITS": splits,
                 "num_warps": 4, "num_stages": 3, "PDL": False}  # fmt: skip
     # The tile that keeps the SMs busiest: the larger ones do more with each byte, the smaller ones leave fewer idle.
@@ -319,19 +280,11 @@ def default_config(tokens, rows, columns):
     def cost(shape):
         block_m, block_n, _, _, speed = shape
         tiles = triton.cdiv(tokens, block_m) * triton.cdiv(rows, block_n)
-        return triton.cdiv(tiles, _multiprocessors()) * block_m * block_n / speed
+        return triton.cdiv(tiles, multiprocessors()) * block_m * block_n / speed
 
     block_m, block_n, warps, stages, _ = min(shapes, key=cost)
     return {"kind": "many", "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": 128, "GROUP_M": 8, "num_warps": warps,
             "num_stages": stages, "HALVES": block_n == 256, "PERSISTENT": True, "IMPRECISE": None}  # fmt: skip
-
-
-def split_sizes(config, tokens, rows):
-    """Floats of workspace and counters that a config needs; at least one of each."""
-    if config.get("SPLITS", 1) == 1:
-        return 1, 1
-    tiles = triton.cdiv(rows, config["BLOCK_N"]) * triton.cdiv(tokens, config["BLOCK_M"])
-    return config["SPLITS"] * tokens * rows, tiles
 
 
 def launch(config, x, x_scale, weight, weight_scale, out, workspace, counters):
@@ -387,7 +340,7 @@ def _launch_many(config, x, x_scale, weight, weight_scale, out):
     if config.get("TMA", True) and _tma(x, weight, out):
         persistent = config["PERSISTENT"] and x.is_cuda
         store_n = block_n // 2 if config["HALVES"] else block_n
-        _many[(min(tiles, _multiprocessors()) if persistent else tiles,)](
+        _many[(min(tiles, multiprocessors()) if persistent else tiles,)](
             TensorDescriptor.from_tensor(x, [block_m, block_k]),
             x_scale,
             TensorDescriptor.from_tensor(weight, [block_n, block_k]),

@@ -32,6 +32,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from loadgen.microbench.cases import Case
+from loadgen.microbench.split_k import finish, multiprocessors, split_sizes
 
 OUTPUTS = ("out",)
 STREAMED = ("packed", "scale", "weight_bf16", "marlin_packed", "marlin_scale")
@@ -185,32 +186,6 @@ def _dequantise(words):
 
 
 @triton.jit
-def _finish(total, m, n, M, N, out_ptr, out_stride, workspace_ptr, counters_ptr, SPLITS: tl.constexpr):
-    """Stores a tile (n by m) of sums, or of one part of them, and has the last part's program sum the parts."""
-    inside = (n < N)[:, None] & (m < M)[None, :]
-    outs = out_ptr + m.to(tl.int64)[None, :] * out_stride + n[:, None]
-    if SPLITS == 1:
-        tl.store(outs, total.to(out_ptr.dtype.element_ty), mask=inside)
-    else:
-        part = tl.program_id(1)
-        size = tl.cast(M, tl.int64) * N
-        places = workspace_ptr + m.to(tl.int64)[None, :] * N + n[:, None]
-        tl.store(places + part * size, total, mask=inside)
-        counter = counters_ptr + tl.program_id(0)
-        # The counter is raised by one thread, for all of them: after all have stored.
-        tl.debug_barrier()
-        if tl.atomic_add(counter, 1, sem="acq_rel") == SPLITS - 1:
-            result = tl.zeros_like(total)
-            # Several parts at a time where they are small; never more registers than the products need.
-            SMALL: tl.constexpr = total.shape[0] * total.shape[1] <= 1024
-            for i in tl.range(SPLITS, loop_unroll_factor=4 if SMALL else 1, num_stages=1):
-                # Past the L1, which other SMs' stores do not reach.
-                result += tl.load(places + i * size, mask=inside, other=0.0, cache_modifier=".cg")
-            tl.store(outs, result.to(out_ptr.dtype.element_ty), mask=inside)
-            tl.store(counter, 0)
-
-
-@triton.jit
 def _group(pieces, xs, x_inside, inside, WEIGHT_LEFT: tl.constexpr, INTERPRETED: tl.constexpr):
     """The product over one group, without its scale."""
     words = tl.load(pieces, mask=inside, other=0)
@@ -288,15 +263,8 @@ def _matmul(x_ptr, packed_ptr, scale_ptr, out_ptr, workspace_ptr, counters_ptr, 
         xs += 256
     if not WEIGHT_LEFT:
         total = total.T
-    _finish(total, m, n, M, N, out_ptr, out_stride, workspace_ptr, counters_ptr, SPLITS)
-
-
-@functools.cache
-def _multiprocessors():
-    """Of the current device; where there is none, for the interpreter, those of an H100."""
-    if not torch.cuda.is_available():
-        return 132
-    return torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
+    counter = counters_ptr + tl.program_id(0)
+    finish(total, m, n, M, N, out_ptr, out_stride, workspace_ptr, counter, SPLITS)
 
 
 @functools.cache
@@ -304,28 +272,20 @@ def default_config(tokens, rows, columns):
     """The launch for these sizes, by rule: the same sizes are always the same kernel."""
     if tokens <= 8:
         config = {"BLOCK_M": 8, "BLOCK_N": 64, "WEIGHT_LEFT": True, "num_warps": 2, "num_stages": 4}
-        wanted, least = 6 * _multiprocessors(), 1
+        wanted, least = 6 * multiprocessors(), 1
     else:
         # The more tokens, the more bytes of x, read from the L2 once for every tile of rows: taller tiles.
         block_m = 16 if tokens <= 16 else 32
         config = {"BLOCK_M": block_m, "BLOCK_N": 128, "WEIGHT_LEFT": False, "num_warps": 4, "num_stages": 3}
         if block_m == 16:
             config["maxnreg"] = 128  # four programs on an SM, not three; 32 tokens' sums would spill
-        wanted, least = 2 * _multiprocessors(), 2 if block_m == 16 else 1
+        wanted, least = 2 * multiprocessors(), 2 if block_m == 16 else 1
     tiles = triton.cdiv(rows, config["BLOCK_N"]) * triton.cdiv(tokens, config["BLOCK_M"])
     pairs = triton.cdiv(columns, 2 * GROUP)
     # At least two pairs of groups a part, and no more parts than the last program can soon sum.
-    splits = 1 if tiles >= _multiprocessors() and tokens <= 8 else max(round(wanted / tiles), least)
+    splits = 1 if tiles >= multiprocessors() and tokens <= 8 else max(round(wanted / tiles), least)
     config["SPLITS"] = max(1, min(splits, pairs // 2, 16))
     return {**config, "PDL": False}
-
-
-def split_sizes(config, tokens, rows):
-    """Floats of workspace and counters that a config needs; at least one of each."""
-    if config["SPLITS"] == 1:
-        return 1, 1
-    tiles = triton.cdiv(rows, config["BLOCK_N"]) * triton.cdiv(tokens, config["BLOCK_M"])
-    return config["SPLITS"] * tokens * rows, tiles
 
 
 def launch(config, x, packed, scale, out, workspace, counters):
