@@ -69,9 +69,11 @@ docs: $(VENV)/.base
 
 bench: $(VENV)/.base
 	$(BIN)/python benchmarks/client.py $(if $(wildcard $(VLLM_PYTHON)),--vllm-python $(VLLM_PYTHON))
+	$(BIN)/python benchmarks/open_loop.py
 
 bench-quick: $(VENV)/.base
 	$(BIN)/python benchmarks/client.py --quick --output /tmp/loadgen-bench-quick.json
+	$(BIN)/python benchmarks/open_loop.py --quick --output /tmp/loadgen-bench-quick-open-loop.json
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) $(KERNELS_VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -39,6 +39,14 @@ VLLM_BENCH = (
 )
 
 
+def build_server(folder: Path) -> Path:
+    """Compiles known_server.c."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or sys.exit("a C compiler is needed for known_server.c")
+    binary = folder / "known_server"
+    subprocess.run([compiler, "-O2", "-o", str(binary), str(HERE / "known_server.c")], check=True)
+    return binary
+
+
 @contextmanager
 def known_server(binary: Path, ttft_s: float = TTFT_S, gap_s: float = TPOT_S):
     argv = [str(binary), "0", str(round(ttft_s * 1e6)), str(round(gap_s * 1e6))]
@@ -202,10 +210,8 @@ def main() -> None:
     if options.loads:
         loads = [int(load) for load in options.loads.split(",")]
     rounds = 1 if options.quick else options.rounds
-    compiler = shutil.which("cc") or shutil.which("gcc") or sys.exit("a C compiler is needed for known_server.c")
     with tempfile.TemporaryDirectory(prefix="loadgen-bench-") as folder:
-        binary, model = Path(folder) / "known_server", Path(folder) / "model"
-        subprocess.run([compiler, "-O2", "-o", str(binary), str(HERE / "known_server.c")], check=True)
+        binary, model = build_server(Path(folder)), Path(folder) / "model"
         if options.vllm_python:
             sys.path.insert(0, str(HERE.parent))
             from loadgen.engines.shapes import write_model
@@ -248,19 +254,7 @@ def main() -> None:
         results = {
             "command": ["python", "benchmarks/client.py", *_shown_arguments()],
             "date": datetime.date.today().isoformat(),
-            "machine": {
-                "processor": next(
-                    (
-                        line.partition(":")[2].strip()
-                        for line in Path("/proc/cpuinfo").read_text().splitlines()
-                        if line.startswith("model name")
-                    ),
-                    platform.processor(),
-                ),
-                "cores": len(CORES),
-                "kernel": platform.release(),
-                "python": platform.python_version(),
-            },
+            "machine": machine(),
             "paced": compare("paced", TPOT_S, [(load, 4 * load, 256, 128) for load in loads]),
         }
         if not options.quick and not options.loads:
@@ -279,6 +273,18 @@ def main() -> None:
     print(text)
 
 
+def machine() -> dict:
+    """What the figures were taken on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+    return {
+        "processor": model or platform.processor(),
+        "cores": len(CORES),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+    }
+
+
 def _shown_arguments() -> list[str]:
     """The arguments without this machine's paths."""
     words = list(sys.argv[1:])
@@ -290,11 +296,18 @@ def _shown_arguments() -> list[str]:
     return words
 
 
+def heading(results: dict) -> str:
+    """How and where the results came about, in a line."""
+    where = results["machine"]
+    return (
+        f"Command: `{' '.join(results['command'])}`, {results['date']}. Machine: {where['processor']}, "
+        f"{where['cores']} cores, Linux {where['kernel']}, Python {where['python']}. Medians over rounds."
+    )
+
+
 def render(results: dict) -> str:
-    machine = results["machine"]
     lines = [
-        f"Command: `{' '.join(results['command'])}`, {results['date']}. Machine: {machine['processor']}, "
-        f"{machine['cores']} cores, Linux {machine['kernel']}, Python {machine['python']}. Medians over rounds.",
+        heading(results),
         "",
         f"True TTFT {TTFT_S * 1e3:g} ms, true TPOT {TPOT_S * 1e3:g} ms, 256 tokens in, 128 out, 4 requests per slot.",
         "",

@@ -33,6 +33,7 @@ def cli() -> None:
     loadgen sweep --concurrency 1,8,64 --engine vllm --engine trtllm --model M
     loadgen report RUN                                 the table and page of a run, again
     loadgen compare A B                                what is faster, and how surely
+    loadgen plan RUN --slo ttft=500ms --peak-rate 40   replicas, GPUs and cost
     loadgen kernels bench --model qwen1.5-4b           the GPU kernels that servers stand on
     loadgen calibrate                                  what this machine can measure
     """
@@ -513,6 +514,82 @@ def compare(runs: tuple[Path, ...], force: bool, conditions: tuple[str, ...], fo
     if not found.comparable:
         return 1
     return 1 if rulings and overall_decision(rulings) == "fails" else 0
+
+
+@cli.command(epilog=EPILOG)
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@click.option("--slo", metavar="ttft=500ms,tpot=50ms",
+              help="Objectives in place of the sweep's own.")  # fmt: skip
+@click.option("--attainment", metavar="99%", default="99%", show_default=True,
+              help="Of requests that are to meet what is asked of each.")  # fmt: skip
+@click.option("--peak-rate", type=click.FloatRange(0, min_open=True), metavar="R", help="Requests/s to be served.")
+@click.option("--duty", metavar="40%", default="100%", show_default=True, help="The mean rate, of the peak's.")
+@click.option("--headroom", metavar="20%", default="20%", show_default=True,
+              help="Of a replica's capacity, to be kept free at the peak.")  # fmt: skip
+@click.option("--spares", type=click.IntRange(0), default=0, show_default=True, help="Replicas beyond the peak's.")
+@click.option("--growth", metavar="25%,50%", default="25%,50%,100%", show_default=True,
+              help="Of the peak, to be planned for too.")  # fmt: skip
+@click.option("--gpu-hour", type=click.FloatRange(0, min_open=True), metavar="2.50", help="Price of a GPU for an hour.")
+@click.option("--gpus-per-replica", type=click.IntRange(1), metavar="N", help="[default: those of the run's engine]")
+@click.option("--format", "form", type=click.Choice(["terminal", "markdown", "json"]), default="terminal",
+              show_default=True)  # fmt: skip
+def plan(
+    runs: tuple[Path, ...],
+    slo: str | None,
+    attainment: str,
+    peak_rate: float | None,
+    duty: str,
+    headroom: str,
+    spares: int,
+    growth: str,
+    gpu_hour: float | None,
+    gpus_per_replica: int | None,
+    form: str,
+) -> int:
+    """Plan capacity from a sweep: what a replica carries under the SLO, how many, at what cost.
+
+    RUN is a run folder, or the folder of a sweep over several engines; several are planned side
+    by side. Where the measurements do not carry a plan it is refused, with what to measure, and the
+    exit code is 1.
+    """
+    import msgspec
+
+    from loadgen.plan import plan_run
+    from loadgen.report import planning
+    from loadgen.slo import parse_slos
+    from loadgen.summary import run_folders
+    from loadgen.units import parse_share
+
+    shares = {name: parse_share(text) for name, text in (("attainment", attainment), ("duty", duty))}
+    for name, value in shares.items():
+        if not 0 < value <= 1:
+            raise UsageError(f"--{name} is above 0% and at most 100%")
+    if shares["attainment"] == 1:
+        raise UsageError("--attainment 100% can be shown by no sample; 99% takes 381 requests at least, 99.9% 3,838")
+    kept_free = parse_share(headroom)
+    if kept_free >= 1:
+        raise UsageError("--headroom must leave something: below 100%")
+    slos = None if slo is None else parse_slos(slo)
+    plans = [
+        plan_run(
+            folder,
+            slos,
+            **shares,
+            peak_rps=peak_rate,
+            headroom=kept_free,
+            spares=spares,
+            growth=[parse_share(piece) for piece in growth.split(",") if piece.strip()],
+            gpu_hour=gpu_hour,
+            gpus=gpus_per_replica,
+        )
+        for run in runs
+        for folder in run_folders(run)
+    ]
+    if form == "json":
+        click.echo(msgspec.json.format(msgspec.json.encode(plans), indent=2))
+    else:
+        click.echo((planning.markdown if form == "markdown" else planning.render)(plans), nl=False)
+    return 1 if any(found.refused is not None for found in plans) else 0
 
 
 @cli.command()

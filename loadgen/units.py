@@ -14,6 +14,7 @@ from loadgen.errors import UsageError
 NS_PER_S = 1_000_000_000
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(us|ms|s|min|m|h)", re.ASCII)
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%", re.ASCII)
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
@@ -30,6 +31,18 @@ def parse_duration_s(text: str) -> float:
     if seconds <= 0:
         raise UsageError(f"a duration must be above zero, not {text!r}")
     return seconds
+
+
+def parse_share(text: str) -> float:
+    """0.2 from ``"20%"``.
+
+    Raises:
+        UsageError: the text is no percentage.
+    """
+    found = _PERCENT.fullmatch(text.strip())
+    if found is None:
+        raise UsageError(f"not a percentage: {text!r}; write it as 20%")
+    return float(found[1]) / 100
 
 
 def format_ms(seconds: float | None, half_width_s: float | None = None) -> str:

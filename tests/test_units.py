@@ -7,7 +7,7 @@ import math
 import pytest
 
 from loadgen.errors import UsageError
-from loadgen.units import format_count, format_ms, parse_duration_s
+from loadgen.units import format_count, format_ms, parse_duration_s, parse_share
 
 
 @pytest.mark.parametrize(
@@ -112,3 +112,14 @@ def test_no_decimals_from_ten_seconds_on() -> None:
 )
 def test_count(value: float, text: str) -> None:
     assert format_count(value) == text
+
+
+@pytest.mark.parametrize(("text", "share"), [("20%", 0.2), ("0%", 0), (" 99.9 % ", 0.999), ("150%", 1.5)])
+def test_a_percentage(text: str, share: float) -> None:
+    assert parse_share(text) == pytest.approx(share, rel=1e-12)
+
+
+@pytest.mark.parametrize("text", ["", "0.2", "20", "%", "-5%", "+5%", "5%%", "٣%"])
+def test_no_percentage_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="write it as 20%"):
+        parse_share(text)

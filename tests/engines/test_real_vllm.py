@@ -129,8 +129,9 @@ def check_accounts(summary: dict[str, Any], out: Path, levels: list[int]) -> Non
         assert all(r["output_tokens"] == r["requested_tokens"] == sum(r["event_tokens"]) for r in own)
         assert {r["token_source"] for r in own} == {"usage_continuous"}
         assert level["tokens"]["mismatched"] == 0
-        # What is wrong, if anything is, may only be this machine: two cores for client and engine.
-        assert {reason["status"] for reason in level["verdict"]["reasons"]} <= {"CLIENT_BOUND", "LOAD_NOT_ACHIEVED"}
+        # What is wrong, if anything is, may only be this machine: two shared cores for client and engine.
+        reasons = {reason["status"] for reason in level["verdict"]["reasons"]}
+        assert reasons <= {"CLIENT_BOUND", "LOAD_NOT_ACHIEVED", "DRIFTING"}
 
 
 def test_token_id_prompts_at_1_8_and_64(vllm: str, tmp_path: Path) -> None:

@@ -1,0 +1,591 @@
+"""From a sweep to a capacity plan: what one replica carries under the SLO, and what that costs.
+
+The capacity is an interval between two loads that were measured: the highest at which the lower
+end of the share of requests within the SLO still reaches its target, and the lowest at which even
+the upper end does not. The only assumption is that more load never raises the share, so that a
+bound at one load holds for all on its one side. Between the two nothing is claimed, and nothing is
+extrapolated beyond the loads of the sweep.
+
+    replicas = ceil(peak rate / (capacity * (1 - headroom))) + spares
+
+Everything that follows from the capacity is given for both of its ends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from loadgen.compare.sides import load_name
+from loadgen.errors import UsageError
+from loadgen.records import Manifest, read_client_log, read_records, records_path
+from loadgen.slo import Outcome, Slo, SloFigures, outcome, parse_slos, slo_figures
+from loadgen.summary import LevelSummary, summarize_run
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Word = Literal["holds", "breaks", "undecided", "not counted"]
+
+HOURS_PER_MONTH = 730.5
+SPEEDS = (10, 20, 30, 50)  # output tokens/s of one user
+GROWTH = (0.25, 0.5, 1.0)
+FULL_CACHE = 0.95
+# A level with nothing worse than these shows that a load is too much, but not that it is not.
+SHOWS_LIMIT = {"ERRORS", "DRIFTING", "TOO_FEW"}
+Z2 = 1.959964**2
+
+Interval = tuple[float, float | None]  # the upper end is None where it is unknown
+
+
+class Demand(msgspec.Struct, kw_only=True):
+    """What is to be served, and at what price.
+
+    Attributes:
+        slos: at least one.
+        attainment: the share of requests, in 0..1, that are to meet what is asked of each request.
+        peak_rps: requests/s at the peak; None: only one replica is looked at.
+        duty: mean rate over peak rate, in 0..1.
+        headroom: the share of a replica's capacity that is kept free at the peak.
+        spares: replicas beyond what the peak needs.
+        growth: by how much the peak may grow; 0.25 is 25 %.
+        gpu_hour: the price of one GPU for one hour, in whatever currency.
+        gpus: per replica; None: those that the run's engine had.
+    """
+
+    slos: list[Slo]
+    attainment: float = 0.99
+    peak_rps: float | None = None
+    duty: float = 1.0
+    headroom: float = 0.2
+    spares: int = 0
+    growth: Sequence[float] = GROWTH
+    gpu_hour: float | None = None
+    gpus: int | None = None
+
+
+class Criterion(msgspec.Struct, kw_only=True):
+    """A share that is to reach a target: all requests within what is asked of each, or an objective on a percentile."""
+
+    name: str
+    target: float
+    requests: int
+    share: float | None = None
+    ci95: tuple[float, float] | None = None
+
+    @property
+    def word(self) -> Word:
+        """``holds`` and ``breaks`` are said by the interval alone."""
+        if self.ci95 is None:
+            return "undecided"
+        if self.ci95[0] >= self.target:
+            return "holds"
+        return "breaks" if self.ci95[1] < self.target else "undecided"
+
+
+class Point(msgspec.Struct, kw_only=True):
+    """One level, as the plan sees it.
+
+    Attributes:
+        index: of the level among those given.
+        load: in words.
+        rate_rps: what it is on the axis of the capacity: the rate of an open loop, or the
+            throughput of a closed one, with the 95 % interval of that.
+        concurrency: of a closed loop.
+        criteria: at least one.
+        word: what it says of its load.
+        why: a reason that the level does not count, or what an undecided one would need.
+        fit: the isotonic fit of the tightest criterion's share, over the points that count.
+        tight: index of the criterion that is nearest to failing, or fails by most.
+    """
+
+    index: int
+    load: str
+    rate_rps: float
+    rate_ci95_rps: tuple[float, float]
+    concurrency: int | None = None
+    criteria: list[Criterion]
+    word: Word
+    why: str = ""
+    fit: float | None = None
+    tight: int = 0
+
+    @property
+    def order(self) -> float:
+        """What rises from one load to the next: near its limit a server's throughput no longer does."""
+        return self.rate_rps if self.concurrency is None else self.concurrency
+
+
+class Bracket(msgspec.Struct, kw_only=True):
+    """Where the capacity lies, in requests/s, and the points that it lies between; or why that is not known."""
+
+    capacity_rps: Interval | None = None
+    held: Point | None = None
+    broken: Point | None = None
+    refused: str = ""
+
+
+class Speed(msgspec.Struct, kw_only=True):
+    """The capacity at which users get so many tokens/s each, in place of the SLO's TPOT.
+
+    None where it cannot be told.
+    """
+
+    tokens_per_s: int
+    capacity_rps: Interval | None
+    output_tps: Interval | None = None
+    per_million_output: Interval | None = None
+
+
+class Fleet(msgspec.Struct, kw_only=True):
+    """Replicas for a peak: of the capacity's lower end, and of its upper one (None where that is unknown).
+
+    Costs are in the currency of the price, at the lower end and at the upper one; None without a price.
+    """
+
+    peak_rps: float
+    replicas: int
+    replicas_at_best: int | None
+    gpus: int
+    cost_per_hour: Interval | None = None
+    cost_per_month: Interval | None = None
+    per_million_output: Interval | None = None
+    per_million_total: Interval | None = None
+    per_thousand_requests: Interval | None = None
+
+
+class Plan(msgspec.Struct, kw_only=True):
+    """The plan of one run.
+
+    Attributes:
+        refused: why there is none, and what to measure; then nothing below it is set.
+        capacity_rps: of one replica; the upper end is None where the sweep never reached the limit.
+        binds: what breaks first.
+        input_tokens, output_tokens: means per request at the load of the capacity's lower end.
+        output_tps, total_tps: tokens/s of a replica at its capacity.
+        in_flight: requests in a replica at its lower capacity (Little's law).
+        per_million_output, per_million_total, per_thousand_requests: cost of a replica that is
+            always at its capacity.
+        fleets: for the peak, then for the grown ones.
+        energy_j_per_output_token: of all GPUs of the replica, at the lower capacity's level.
+        limits: what the plan does not know, in words.
+    """
+
+    run: str
+    engine: str
+    simulated: bool
+    workload: str
+    gpu: str
+    gpus_per_replica: int
+    demand: Demand
+    points: list[Point]
+    refused: str | None = None
+    capacity_rps: Interval | None = None
+    binds: str | None = None
+    input_tokens: float | None = None
+    output_tokens: float | None = None
+    output_tps: Interval | None = None
+    total_tps: Interval | None = None
+    in_flight: float | None = None
+    per_million_output: Interval | None = None
+    per_million_total: Interval | None = None
+    per_thousand_requests: Interval | None = None
+    fleets: list[Fleet] = []
+    speeds: list[Speed] = []
+    scale_at_rps: float | None = None
+    energy_j_per_output_token: float | None = None
+    limits: list[str] = []
+
+
+class Measured(msgspec.Struct, kw_only=True):
+    """A level and what its requests were like."""
+
+    level: LevelSummary
+    outcomes: list[Outcome]
+
+    def figures(self, slos: list[Slo]) -> SloFigures:
+        """Attainment and percentiles."""
+        window = self.level.window
+        slots = self.level.load.get("concurrency")
+        return slo_figures(self.outcomes, slos, start_ns=window["start_ns"], end_ns=window["end_ns"], slots=slots)
+
+
+def plan_run(run: Path, slos: list[Slo] | None = None, **demand: Any) -> Plan:
+    """The plan of a run folder.
+
+    Args:
+        slos: objectives; None: those that the sweep itself was given.
+        demand: the other fields of :class:`Demand`.
+
+    Raises:
+        RunFolderError: it cannot be read.
+        UsageError: there is no objective.
+    """
+    manifest, summary = summarize_run(run, ())
+    if slos is None:
+        if not manifest.load.get("slo"):
+            raise UsageError(f"{run}: the sweep had no objectives; give --slo ttft=500ms,tpot=50ms")
+        slos = parse_slos(manifest.load["slo"])
+    path = records_path(run)
+    outcomes: dict[int, list[Outcome]] = {}
+    for record in read_records(path)[0] if path.exists() else ():
+        found = outcomes.setdefault(record.level, [])
+        if record.phase == "measure" and (record.error is None or record.error.kind != "cancelled"):
+            found.append(outcome(record))
+    numbers = sorted(outcomes.keys() | {mark.level for mark in read_client_log(run / "client.jsonl")[1]})
+    measured = [
+        Measured(level=level, outcomes=outcomes.get(number, []))
+        for number, level in zip(numbers, summary.levels, strict=True)
+    ]
+    return make_plan(run.name, manifest, measured, Demand(slos=slos, **demand))
+
+
+def make_plan(run: str, manifest: Manifest, measured: list[Measured], demand: Demand) -> Plan:
+    """The plan of levels that are known.
+
+    Args:
+        run: its name.
+        measured: in any order.
+    """
+    points = points_of(measured, demand.slos, demand.attainment)
+    owned = len(manifest.engine.get("gpu_uuids") or [])
+    engine = manifest.engine
+    plan = Plan(
+        run=run,
+        engine=" ".join(str(word) for word in (engine.get("kind"), engine.get("version")) if word),
+        simulated=manifest.simulated,
+        workload=_workload(measured),
+        gpu=manifest.gpus[0]["name"] if manifest.gpus and owned else "",
+        gpus_per_replica=demand.gpus or owned or 1,
+        demand=demand,
+        points=points,
+    )
+    found = bracket(points)
+    capacity = found.capacity_rps
+    if capacity is None or found.held is None:
+        plan.refused = found.refused
+        return plan
+    plan.limits = _limits(plan, manifest, measured, found, assumed=demand.gpus is None and not owned)
+    lower = measured[found.held.index]
+    plan.capacity_rps = capacity
+    plan.binds = _binds(found.broken, measured, demand.slos)
+    plan.input_tokens = lower.level.input_tokens.mean
+    plan.output_tokens = lower.level.output_tokens.mean
+    into, out = plan.input_tokens or 0.0, plan.output_tokens or 0.0
+    plan.output_tps = _scaled(capacity, out)
+    plan.total_tps = _scaled(capacity, into + out)
+    plan.in_flight = None if lower.level.e2e_s.mean is None else capacity[0] * lower.level.e2e_s.mean
+    plan.scale_at_rps = capacity[0] * (1 - demand.headroom)
+    plan.energy_j_per_output_token = (lower.level.gpu or {}).get("energy_per_output_token_j")
+    if demand.gpu_hour is not None:
+        hourly = demand.gpu_hour * plan.gpus_per_replica
+        plan.per_thousand_requests = _cost(hourly, capacity, 1e3)
+        plan.per_million_output = _cost(hourly, plan.output_tps, 1e6)
+        plan.per_million_total = _cost(hourly, plan.total_tps, 1e6)
+    if demand.peak_rps is not None:
+        plan.fleets = [
+            _fleet(plan, demand.peak_rps * factor, capacity) for factor in (1.0, *(1 + g for g in demand.growth))
+        ]
+    plan.speeds = [_speed(plan, measured, speed) for speed in SPEEDS]
+    return plan
+
+
+def points_of(measured: list[Measured], slos: list[Slo], attainment: float) -> list[Point]:
+    """Each level against the objectives, by rising rate; those that do not count last."""
+    points = [_point(index, one, slos, attainment) for index, one in enumerate(measured)]
+    points.sort(key=lambda point: (point.word == "not counted", point.order))
+    counted = [p for p in points if p.word != "not counted" and p.criteria[p.tight].share is not None]
+    for point, fit in zip(
+        counted,
+        isotonic([p.criteria[p.tight].share or 0.0 for p in counted], [p.criteria[p.tight].requests for p in counted]),
+        strict=True,
+    ):
+        point.fit = fit
+    return points
+
+
+def isotonic(shares: Sequence[float], weights: Sequence[float]) -> list[float]:
+    """The least-squares fit that never rises (scipy's pool-adjacent-violators)."""
+    from scipy.optimize import isotonic_regression
+
+    if not shares:
+        return []
+    fitted: NDArray[Any] = isotonic_regression(shares, weights=weights, increasing=False).x
+    return [float(value) for value in fitted]
+
+
+def bracket(points: Sequence[Point]) -> Bracket:
+    """The capacity, or why it is not known and what to measure.
+
+    Rounds of one load are taken together: it holds where all of them hold, and breaks where one
+    does and none holds. Where a load holds above one that breaks, the lower one is believed.
+    """
+    counted = [point for point in points if point.word != "not counted"]
+    if not counted:
+        reasons = "; ".join(f"{point.load}: {point.why}" for point in points) or "nothing was measured"
+        return Bracket(refused=f"no level counts ({reasons})")
+    loads: dict[float, list[Point]] = {}
+    for point in counted:
+        loads.setdefault(point.order, []).append(point)
+    if len(loads) == 1:
+        return Bracket(
+            refused=f"a single load, {counted[0].load}, does not show where the limit is; sweep two or more, one of "
+            "which breaks the SLO"
+        )
+    broken: list[Point] = []
+    held: list[list[Point]] = []
+    for _, same in sorted(loads.items()):
+        words = {point.word for point in same}
+        if words == {"holds"}:
+            held.append(same)
+        elif "breaks" in words and "holds" not in words:
+            broken = same
+            break
+    if not held:
+        if broken and broken[0].order == min(loads):
+            lowest = f"{broken[0].load} ({broken[0].rate_rps:.3g} requests/s)"
+            advice = (
+                "with less in flight than one, only --rate goes lower"
+                if min(loads) == 1 and broken[0].concurrency
+                else "sweep lower ones"
+            )
+            return Bracket(refused=f"already the lowest load breaks the SLO: {lowest}; {advice}")
+        return Bracket(refused="no load is shown to keep the SLO; what would show it is said of each load")
+    # What holds at a load holds at all lower ones: of the loads, that with the highest rate that is sure.
+    lower = max((min(same, key=_sure_rate) for same in held), key=_sure_rate)
+    if not broken:
+        return Bracket(capacity_rps=(lower.rate_ci95_rps[0], None), held=lower)
+    upper = max(broken, key=lambda point: point.rate_ci95_rps[1])
+    # In a closed loop the throughput beyond the limit may be lower than at it.
+    highest = max(point.rate_ci95_rps[1] for point in (lower, upper))
+    return Bracket(capacity_rps=(lower.rate_ci95_rps[0], highest), held=lower, broken=upper)
+
+
+def _sure_rate(point: Point) -> float:
+    return point.rate_ci95_rps[0]
+
+
+def requests_needed(target: float, slots: int | None) -> int:
+    """How many requests, all within the limit, put the lower end of Wilson's interval at the target.
+
+    n / (n + z^2) >= target; and six waves of a closed loop, without which there is no interval.
+    """
+    return max(math.ceil(Z2 * target / (1 - target)), 6 * (slots or 0))
+
+
+def replicas_for(peak_rps: float, capacity_rps: float, headroom: float, spares: int) -> int:
+    """ceil(peak / (capacity * (1 - headroom))) + spares, and a quotient that is whole but for rounding is whole."""
+    quotient = peak_rps / (capacity_rps * (1 - headroom))
+    return max(math.ceil(quotient * (1 - 1e-12)), 1) + spares
+
+
+def _point(index: int, one: Measured, slos: list[Slo], attainment: float) -> Point:
+    level = one.level
+    figures = one.figures(slos)
+    criteria = [
+        Criterion(
+            name=f"p{slo.percentile:g} of {slo.metric}" if slo.percentile else slo.text,
+            target=(slo.percentile or 0) / 100,
+            requests=found.requests,
+            share=found.share,
+            ci95=found.ci95,
+        )
+        for slo, found in zip([slo for slo in slos if slo.percentile is not None], figures.percentiles, strict=True)
+    ]
+    if any(slo.percentile is None for slo in slos):
+        criteria.insert(
+            0,
+            Criterion(
+                name="requests within the SLO",
+                target=attainment,
+                requests=figures.offered,
+                share=figures.attainment,
+                ci95=figures.attainment_ci95,
+            ),
+        )
+    load = {key: value for key, value in level.load.items() if key != "round"}
+    slots = load.get("concurrency")
+    rate, ci95 = _rate(level)
+    words = [criterion.word for criterion in criteria]
+    statuses = {reason.status for reason in level.verdict.reasons}
+    word: Word = "holds" if all(w == "holds" for w in words) else "breaks" if "breaks" in words else "undecided"
+    why = ""
+    if rate is None:
+        word, why = "not counted", "no request succeeded"
+    elif statuses - SHOWS_LIMIT or (statuses and word != "breaks"):
+        word, why = "not counted", f"its verdict is {level.verdict.status}"
+    elif word == "undecided":
+        most = max(c.requests for c in criteria)
+        if all(c.share == 1 for c in criteria if c.word == "undecided"):
+            needed = max(_needed(c, slots) for c in criteria if c.word == "undecided")
+            advice = f"about {needed:,} would do if all keep to it"
+        else:
+            advice = "measure for longer, or at loads further apart"
+        why = f"{most:,} requests leave it open; {advice}"
+    tight = min(
+        range(len(criteria)),
+        key=lambda i: math.inf if criteria[i].share is None else _slack(criteria[i]),
+    )
+    return Point(
+        index=index,
+        load=load_name(load),
+        rate_rps=rate or 0.0,
+        rate_ci95_rps=ci95,
+        concurrency=slots,
+        criteria=criteria,
+        word=word,
+        why=why,
+        tight=tight,
+    )
+
+
+def _needed(criterion: Criterion, slots: int | None) -> int:
+    """Requests that would decide a load where all keep to it, if they are as much alike as those that were sent."""
+    needed = requests_needed(criterion.target, slots)
+    if criterion.ci95 is None or criterion.ci95[0] >= 1:
+        return needed
+    low = criterion.ci95[0]
+    effective = Z2 * low / (1 - low)  # the sample behind the interval: its lower end is n / (n + z^2)
+    return max(needed, math.ceil(needed * criterion.requests / effective)) if effective else needed
+
+
+def _slack(criterion: Criterion) -> float:
+    return ((criterion.share or 0.0) - criterion.target) / (1 - criterion.target)
+
+
+def _rate(level: LevelSummary) -> tuple[float | None, tuple[float, float]]:
+    if level.load.get("model") == "open":
+        rate = float(level.load["rate_rps"])
+        return rate, (rate, rate)
+    found = level.request_throughput_rps
+    if not found:
+        return None, (0.0, 0.0)
+    return found, level.ci95.get("request_throughput_rps", (found, found))
+
+
+def _binds(broken: Point | None, measured: list[Measured], slos: list[Slo]) -> str:
+    """What breaks at the lowest load that does, in words."""
+    if broken is None:
+        return "nothing up to the highest load of the sweep: the limit was not found"
+    one = measured[broken.index]
+    shares = []
+    failed = sum(found.failed for found in one.outcomes)
+    if failed:
+        shares.append((failed / len(one.outcomes), "errors"))
+    for slo in slos:
+        judged = [met for found in one.outcomes if not found.failed and (met := found.meets(slo)) is not None]
+        if judged:
+            shares.append((judged.count(False) / len(judged), slo.text))
+    missed, name = max(shares, default=(0.0, ""), key=lambda pair: pair[0])
+    words = f"{name}: missed by {missed:.1%} of requests at {broken.load}" if missed else f"the SLO, at {broken.load}"
+    server = one.level.server or {}
+    if (server.get("kv_cache_usage") or {}).get("max", 0) >= FULL_CACHE:
+        words += "; the KV cache was full there"
+    elif (server.get("requests_waiting") or {}).get("mean", 0) >= 1:
+        words += f"; {server['requests_waiting']['mean']:.0f} requests waited in the engine's queue there"
+    return words
+
+
+def _workload(measured: list[Measured]) -> str:
+    """The tokens of the requests, in words."""
+    into = [m.level.input_tokens for m in measured if m.level.input_tokens.count]
+    out = [m.level.output_tokens for m in measured if m.level.output_tokens.count]
+
+    def words(found: list[Any], name: str) -> str:
+        if not found:
+            return f"{name} tokens unknown"
+        low, high = min(d.min for d in found), max(d.max for d in found)
+        mean = sum(d.mean * d.count for d in found) / sum(d.count for d in found)
+        spread = f" ({low:,.0f} to {high:,.0f})" if low != high else ""
+        return f"{mean:,.0f} tokens {name}{spread}"
+
+    return f"{words(into, 'in')}, {words(out, 'out')} a request"
+
+
+def _limits(plan: Plan, manifest: Manifest, measured: list[Measured], found: Bracket, assumed: bool) -> list[str]:
+    counted = [point for point in plan.points if point.word != "not counted"]
+    capacity = found.capacity_rps or (0.0, None)
+    low, high = min(p.rate_rps for p in counted), max(p.rate_rps for p in counted)
+    words = [
+        f"It rests on {len(counted)} of {len(plan.points)} levels, from {low:.3g} to {high:.3g} requests/s a replica, "
+        "and says nothing of other prompts, lengths, engines or machines.",
+    ]
+    if capacity[1] is None:
+        words.append(
+            f"No load of the sweep breaks the SLO: a replica may carry more than {capacity[0]:.3g} requests/s. "
+            "Sweep higher loads to find the limit."
+        )
+    elif capacity[1] > 1.25 * capacity[0]:
+        words.append("The two ends are more than 25 % apart: sweep loads between them to narrow the plan.")
+    if found.broken is not None and any(p.word == "holds" and p.order > found.broken.order for p in counted):
+        words.append("A higher load kept the SLO where a lower one broke it: the lower one is believed. Measure again.")
+    if any(point.concurrency for point in counted):
+        words.append(
+            "Measured in a closed loop, where a slow answer holds the next request back. Traffic that comes when it "
+            "likes needs more room at the same rate: confirm with loadgen sweep --rate "
+            f"{capacity[0]:.3g} and plan that run."
+        )
+    else:
+        kinds = sorted({str(m.level.load.get("arrival", "unknown")) for m in measured})
+        words.append(
+            f"Arrivals were {', '.join(kinds)}. Real traffic comes in bursts, which need more room (ServeGen, arXiv "
+            "2505.09999): sweep --arrival gamma:2 and gamma:4 too, and give those runs beside this one."
+        )
+        seconds = min(m.level.duration_s for m in measured)
+        words.append(
+            f"The shortest level measured {seconds:.0f} s: a load just beyond the limit builds up its queue slowly, "
+            "and may need longer to show it."
+        )
+    if plan.demand.peak_rps is not None:
+        words.append("Replicas are taken to share the traffic evenly, and to be alike.")
+    if assumed and plan.demand.gpu_hour is not None:
+        words.append("The run names no GPU of its engine: one a replica is assumed; --gpus-per-replica says otherwise.")
+    if manifest.engine.get("dummy_weights"):
+        words.append("The engine had made-up weights: real ones may stop or speculate otherwise.")
+    return words
+
+
+def _fleet(plan: Plan, peak: float, capacity: Interval) -> Fleet:
+    demand = plan.demand
+    low = replicas_for(peak, capacity[0], demand.headroom, demand.spares)
+    best = None if capacity[1] is None else replicas_for(peak, capacity[1], demand.headroom, demand.spares)
+    fleet = Fleet(peak_rps=peak, replicas=low, replicas_at_best=best, gpus=low * plan.gpus_per_replica)
+    if demand.gpu_hour is None:
+        return fleet
+    price = demand.gpu_hour * plan.gpus_per_replica
+    fleet.cost_per_hour = (low * price, None if best is None else best * price)
+    fleet.cost_per_month = _scaled(fleet.cost_per_hour, HOURS_PER_MONTH)
+    requests = peak * demand.duty * 3600  # an hour
+    into, out = plan.input_tokens or 0.0, plan.output_tokens or 0.0
+    fleet.per_thousand_requests = _scaled(fleet.cost_per_hour, 1e3 / requests)
+    if out:
+        fleet.per_million_output = _scaled(fleet.cost_per_hour, 1e6 / (requests * out))
+        fleet.per_million_total = _scaled(fleet.cost_per_hour, 1e6 / (requests * (into + out)))
+    return fleet
+
+
+def _speed(plan: Plan, measured: list[Measured], speed: int) -> Speed:
+    slos = [slo for slo in plan.demand.slos if slo.metric == "ttft"] + [Slo(metric="tpot", limit_s=1 / speed)]
+    capacity = bracket(points_of(measured, slos, plan.demand.attainment)).capacity_rps
+    found = Speed(tokens_per_s=speed, capacity_rps=capacity)
+    if capacity is not None:
+        found.output_tps = _scaled(capacity, plan.output_tokens or 0.0)
+        if plan.demand.gpu_hour is not None:
+            found.per_million_output = _cost(plan.demand.gpu_hour * plan.gpus_per_replica, found.output_tps, 1e6)
+    return found
+
+
+def _scaled(interval: Interval, factor: float) -> Interval:
+    return interval[0] * factor, None if interval[1] is None else interval[1] * factor
+
+
+def _cost(hourly: float, per_s: Interval | None, amount: float) -> Interval | None:
+    """What an amount costs at both ends of a rate per second."""
+    if per_s is None or per_s[0] <= 0:
+        return None
+    dear = hourly / 3600 / per_s[0] * amount
+    return dear, None if per_s[1] is None else hourly / 3600 / per_s[1] * amount
