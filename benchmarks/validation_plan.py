@@ -1,6 +1,6 @@
 """How often the interval of `loadgen plan` holds the capacity of the embedded engine's model.
 
-    python benchmarks/validation_plan.py [--seeds 20] [--output FILE.md]
+    python benchmarks/validation_plan.py [--seeds 10] [--output FILE.md]
 
 The engine's model (loadgen/engines/sim_model.py) is run in virtual time, fed by the arrivals that an open loop
 draws, so that a sweep of minutes takes seconds and no machine's noise is in it. The truth is found first, by
@@ -28,13 +28,12 @@ from loadgen.summary import summarize_level
 
 INPUT, OUTPUT = 256, 64
 WARMUP_S = 20.0
-TRUTH_S = 40.0  # of each second that a level is measured for
+TRUTH_S = 20.0  # of each second that a level is measured for
 ATTAINMENT = 0.99
 CASES = (  # arrivals, CV, SLO, seconds of a level: bursts come in long waves, and leave less room
     ("poisson", 1.0, "ttft=100ms,tpot=15ms", 180.0),
     ("poisson", 1.0, "e2e=1s", 180.0),
     ("gamma", 2.0, "ttft=100ms,tpot=15ms", 300.0),
-    ("gamma", 4.0, "ttft=100ms,tpot=15ms", 900.0),
 )
 GRID = (0.6, 0.75, 0.85, 0.92, 1.0, 1.08, 1.2)  # of a first guess, that is off by up to a tenth
 
@@ -174,7 +173,7 @@ def validate(seeds: int) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     lines = []

@@ -332,9 +332,10 @@ def bracket(points: Sequence[Point]) -> Bracket:
     for point in counted:
         loads.setdefault(point.order, []).append(point)
     if len(loads) == 1:
+        others = ", and no other counts" if len(counted) < len(points) else ""
         return Bracket(
-            refused=f"a single load, {counted[0].load}, does not show where the limit is; sweep two or more, one of "
-            "which breaks the SLO"
+            refused=f"a single load does not show where the limit is: {counted[0].load}{others}; sweep two or more, "
+            "one of which breaks the SLO"
         )
     broken: list[Point] = []
     held: list[list[Point]] = []
