@@ -22,7 +22,7 @@ import msgspec
 
 from loadgen.compare.sides import load_name
 from loadgen.errors import UsageError
-from loadgen.records import Manifest, read_client_log, read_records, records_path
+from loadgen.records import Manifest, read_client_log, read_manifest, read_records, records_path
 from loadgen.slo import Outcome, Slo, SloFigures, outcome, parse_slos, slo_figures
 from loadgen.summary import LevelSummary, summarize_run
 
@@ -200,6 +200,13 @@ class Plan(msgspec.Struct, kw_only=True):
     energy_j_per_output_token: float | None = None
     limits: list[str] = []
 
+    @property
+    def total_tokens(self) -> float | None:
+        """Input and output tokens of a request; None where either is unknown."""
+        if self.input_tokens is None or self.output_tokens is None:
+            return None
+        return self.input_tokens + self.output_tokens
+
 
 class Measured(msgspec.Struct, kw_only=True):
     """A level and what its requests were like."""
@@ -225,11 +232,12 @@ def plan_run(run: Path, slos: list[Slo] | None = None, **demand: Any) -> Plan:
         RunFolderError: it cannot be read.
         UsageError: there is no objective.
     """
-    manifest, summary = summarize_run(run, ())
+    manifest = read_manifest(run)
     if slos is None:
         if not manifest.load.get("slo"):
             raise UsageError(f"{run}: the sweep had no objectives; give --slo ttft=500ms,tpot=50ms")
         slos = parse_slos(manifest.load["slo"])
+    _, summary = summarize_run(run, ())
     path = records_path(run)
     outcomes: dict[int, list[Outcome]] = {}
     for record in read_records(path)[0] if path.exists() else ():
@@ -275,9 +283,8 @@ def make_plan(run: str, manifest: Manifest, measured: list[Measured], demand: De
     plan.binds = _binds(found.broken, measured, demand.slos)
     plan.input_tokens = lower.level.input_tokens.mean
     plan.output_tokens = lower.level.output_tokens.mean
-    into, out = plan.input_tokens or 0.0, plan.output_tokens or 0.0
-    plan.output_tps = _scaled(capacity, out)
-    plan.total_tps = _scaled(capacity, into + out)
+    plan.output_tps = scaled(capacity, plan.output_tokens)
+    plan.total_tps = scaled(capacity, plan.total_tokens)
     plan.in_flight = None if lower.level.e2e_s.mean is None else capacity[0] * lower.level.e2e_s.mean
     plan.scale_at_rps = capacity[0] * (1 - demand.headroom)
     plan.energy_j_per_output_token = (lower.level.gpu or {}).get("energy_per_output_token_j")
@@ -349,11 +356,8 @@ def bracket(points: Sequence[Point]) -> Bracket:
     if not held:
         if broken and broken[0].order == min(loads):
             lowest = f"{broken[0].load} ({broken[0].rate_rps:.3g} requests/s)"
-            advice = (
-                "with less in flight than one, only --rate goes lower"
-                if min(loads) == 1 and broken[0].concurrency
-                else "sweep lower ones"
-            )
+            alone = broken[0].concurrency == 1
+            advice = "with less in flight than one, only --rate goes lower" if alone else "sweep lower ones"
             return Bracket(refused=f"already the lowest load breaks the SLO: {lowest}; {advice}")
         return Bracket(refused="no load is shown to keep the SLO; what would show it is said of each load")
     # What holds at a load holds at all lower ones: of the loads, that with the highest rate that is sure.
@@ -559,13 +563,13 @@ def _fleet(plan: Plan, peak: float, capacity: Interval) -> Fleet:
         return fleet
     price = demand.gpu_hour * plan.gpus_per_replica
     fleet.cost_per_hour = (low * price, None if best is None else best * price)
-    fleet.cost_per_month = _scaled(fleet.cost_per_hour, HOURS_PER_MONTH)
+    fleet.cost_per_month = scaled(fleet.cost_per_hour, HOURS_PER_MONTH)
     requests = peak * demand.duty * 3600  # an hour
-    into, out = plan.input_tokens or 0.0, plan.output_tokens or 0.0
-    fleet.per_thousand_requests = _scaled(fleet.cost_per_hour, 1e3 / requests)
-    if out:
-        fleet.per_million_output = _scaled(fleet.cost_per_hour, 1e6 / (requests * out))
-        fleet.per_million_total = _scaled(fleet.cost_per_hour, 1e6 / (requests * (into + out)))
+    fleet.per_thousand_requests = scaled(fleet.cost_per_hour, 1e3 / requests)
+    if plan.output_tokens:
+        fleet.per_million_output = scaled(fleet.cost_per_hour, 1e6 / (requests * plan.output_tokens))
+    if plan.total_tokens:
+        fleet.per_million_total = scaled(fleet.cost_per_hour, 1e6 / (requests * plan.total_tokens))
     return fleet
 
 
@@ -574,13 +578,16 @@ def _speed(plan: Plan, measured: list[Measured], speed: int) -> Speed:
     capacity = bracket(points_of(measured, slos, plan.demand.attainment)).capacity_rps
     found = Speed(tokens_per_s=speed, capacity_rps=capacity)
     if capacity is not None:
-        found.output_tps = _scaled(capacity, plan.output_tokens or 0.0)
+        found.output_tps = scaled(capacity, plan.output_tokens)
         if plan.demand.gpu_hour is not None:
             found.per_million_output = _cost(plan.demand.gpu_hour * plan.gpus_per_replica, found.output_tps, 1e6)
     return found
 
 
-def _scaled(interval: Interval, factor: float) -> Interval:
+def scaled(interval: Interval | None, factor: float | None) -> Interval | None:
+    """Both ends times a factor; None where either of the two is unknown."""
+    if interval is None or factor is None:
+        return None
     return interval[0] * factor, None if interval[1] is None else interval[1] * factor
 
 

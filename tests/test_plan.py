@@ -33,6 +33,7 @@ from loadgen.plan import (
 from loadgen.records import LevelMark, Manifest, RequestError, RequestRecord
 from loadgen.report.planning import markdown, render
 from loadgen.slo import outcome, parse_slos
+from loadgen.stats import Distribution
 from loadgen.summary import summarize_level
 
 REPORTS = Path(__file__).parents[1] / "reports"
@@ -105,6 +106,17 @@ def test_replicas_and_costs_are_those_of_both_ends() -> None:
     # A replica at its limit: 2 GPUs, 200 tokens/s.
     assert found.per_million_output == pytest.approx((7.2 / 0.72, 7.2 / 1.44))
     assert found.scale_at_rps == pytest.approx(8)
+
+
+def test_what_is_unknown_of_the_tokens_is_not_said_to_be_none() -> None:
+    levels = [measured(10, 0), measured(20, 0.5)]
+    for one in levels:
+        one.level.output_tokens = Distribution(count=0)
+    found = plan(levels, peak_rps=40, gpu_hour=1)
+    assert found.capacity_rps == (10, 20)
+    assert found.output_tps is found.total_tps is found.per_million_output is found.fleets[0].per_million_total is None
+    assert found.per_thousand_requests is not None
+    assert "output tokens/s: ?" in render([found])
 
 
 def test_a_limit_that_was_not_found_is_an_open_interval() -> None:

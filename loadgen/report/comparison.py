@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Sequence
 
 from loadgen.compare.blocks import LATENCIES, THROUGHPUT
 from loadgen.compare.differences import Comparison, Effect, Ruling, overall_decision
 from loadgen.compare.gate import Finding
-from loadgen.report.terminal import SIMULATED, WIDTH
+from loadgen.report.terminal import SIMULATED, WIDTH, fill
 from loadgen.units import format_count, format_ms
 
 NAMES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "E2E", THROUGHPUT: "tokens/s"}
@@ -30,7 +29,7 @@ def render(comparison: Comparison, rulings: Sequence[Ruling] = ()) -> str:
             f"{level.name}: {level.requests_a:,} and {level.requests_b:,} requests, {_rounds(level.rounds)}, "
             f"{level.pairs:,} prompts answered by both"
         )
-        parts.append("\n".join([_fill(title), *HEAD, *map(_row, level.effects)]))
+        parts.append("\n".join([fill(title), *HEAD, *map(_row, level.effects)]))
     if comparison.overall:
         title = f"All {len(comparison.levels)} levels: geometric mean of the ratios"
         shown = [effect for effect in comparison.overall if effect.ratio is not None]
@@ -38,18 +37,14 @@ def render(comparison: Comparison, rulings: Sequence[Ruling] = ()) -> str:
     if comparison.speeds:
         parts.append(_speeds(comparison))
     if comparison.levels:
-        parts.append("\n".join(_fill(line) for line in footnotes(comparison)))
-    parts += [_fill(line) for line in _rulings(rulings)]
+        parts.append("\n".join(fill(line) for line in footnotes(comparison)))
+    parts += [fill(line) for line in _rulings(rulings)]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _fill(text: str, indent: str = "") -> str:
-    return textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False)
 
 
 def _heading(comparison: Comparison) -> str:
     return "\n".join(
-        _fill(f"{letter}: {label} ({engine})")
+        fill(f"{letter}: {label} ({engine})")
         for letter, label, engine in (
             ("A", comparison.a, comparison.engine_a),
             ("B", comparison.b, comparison.engine_b),
@@ -68,9 +63,9 @@ def verdict_words(comparison: Comparison) -> str:
 
 
 def _gate(comparison: Comparison) -> str:
-    lines = [_fill(verdict_words(comparison))]
-    lines += [_fill(f"{WEIGHTS[weight]}: {text}", "  ") for weight, text in _grouped(comparison.findings)]
-    lines += [_fill(text, "  ") for text in _alone(comparison)]
+    lines = [fill(verdict_words(comparison))]
+    lines += [fill(f"{WEIGHTS[weight]}: {text}", "  ") for weight, text in _grouped(comparison.findings)]
+    lines += [fill(text, "  ") for text in _alone(comparison)]
     return "\n".join(lines)
 
 

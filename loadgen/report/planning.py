@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 
-from loadgen.plan import Fleet, Interval, Plan
-from loadgen.report.terminal import SIMULATED, WIDTH
+from loadgen.plan import Fleet, Interval, Plan, scaled
+from loadgen.report.terminal import SIMULATED, fill
 from loadgen.units import format_count
 
 UNKNOWN = "?"
@@ -127,8 +126,8 @@ def side_by_side(plans: Sequence[Plan]) -> list[list[str]]:
         rows.append(
             [
                 plan.run,
-                interval(_times(plan.capacity_rps, per_gpu)),
-                interval(_times(plan.output_tps, per_gpu)),
+                interval(scaled(plan.capacity_rps, per_gpu)),
+                interval(scaled(plan.output_tps, per_gpu)),
                 "" if fleet is None else f"{fleet.gpus:,}",
                 "" if fleet is None or fleet.cost_per_hour is None else money(fleet.cost_per_hour),
             ]
@@ -179,10 +178,6 @@ def _amount(value: float) -> str:
     return f"{value:.2f}" if value >= 1 else f"{value:.3g}"
 
 
-def _times(found: Interval | None, factor: float) -> Interval | None:
-    return None if found is None else (found[0] * factor, None if found[1] is None else found[1] * factor)
-
-
 def _replicas(fleet: Fleet) -> str:
     if fleet.replicas_at_best is None:
         return f"{fleet.replicas:,} at most"
@@ -192,13 +187,13 @@ def _replicas(fleet: Fleet) -> str:
 
 
 def _terminal(plan: Plan) -> str:
-    parts = ["\n".join(_fill(line) for line in heading(plan))]
+    parts = ["\n".join(fill(line) for line in heading(plan))]
     if plan.simulated:
         parts.append(SIMULATED)
     if plan.refused is not None:
-        parts.append(_fill(f"NO PLAN: {plan.refused}."))
+        parts.append(fill(f"NO PLAN: {plan.refused}."))
     else:
-        parts.append("\n".join(["One replica", *(_fill(f"{name}: {value}", "  ") for name, value in replica(plan))]))
+        parts.append("\n".join(["One replica", *(fill(f"{name}: {value}", "  ") for name, value in replica(plan))]))
         if plan.fleets:
             parts.append("\n".join(["Replicas, the peak as it is and grown", *_columns(fleets(plan))]))
         parts.append("\n".join(["At a speed for each user, in place of the SLO's TPOT", *_columns(speeds(plan))]))
@@ -206,7 +201,7 @@ def _terminal(plan: Plan) -> str:
         parts.append("\n".join(["What it rests on", *_columns(levels(plan))]))
     notes = undecided(plan) + (footnotes(plan) if plan.refused is None else [])
     if notes:
-        parts.append("\n".join(_fill(note) for note in notes))
+        parts.append("\n".join(fill(note) for note in notes))
     return "\n\n".join(parts)
 
 
@@ -229,10 +224,6 @@ def _markdown(plan: Plan) -> str:
     if notes:
         parts.append("\n".join(f"- {note}" for note in notes))
     return "\n\n".join(parts)
-
-
-def _fill(text: str, indent: str = "") -> str:
-    return textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False)
 
 
 def _columns(rows: list[list[str]]) -> list[str]:

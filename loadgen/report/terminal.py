@@ -21,6 +21,11 @@ WITHHELD = "-"
 ROUNDS = "2/8: the second round at 8 in flight"
 
 
+def fill(text: str, indent: str = "") -> str:
+    """A paragraph in lines of at most 80 columns, the later ones indented by two more."""
+    return textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False)
+
+
 def withheld(level: LevelSummary) -> bool:
     """Whether loadgen's own delay is in the level's latencies, so that none is shown to people.
 
