@@ -22,9 +22,9 @@ import msgspec
 
 from loadgen.compare.sides import load_name
 from loadgen.errors import UsageError
-from loadgen.records import Manifest, read_client_log, read_manifest, read_records, records_path
-from loadgen.slo import Outcome, Slo, SloFigures, outcome, parse_slos, slo_figures
-from loadgen.summary import LevelSummary, summarize_run
+from loadgen.records import Manifest
+from loadgen.slo import Slo, parse_slos
+from loadgen.summary import LevelSummary, Measured, measure_run
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -208,19 +208,6 @@ class Plan(msgspec.Struct, kw_only=True):
         return self.input_tokens + self.output_tokens
 
 
-class Measured(msgspec.Struct, kw_only=True):
-    """A level and what its requests were like."""
-
-    level: LevelSummary
-    outcomes: list[Outcome]
-
-    def figures(self, slos: list[Slo]) -> SloFigures:
-        """Attainment and percentiles."""
-        window = self.level.window
-        slots = self.level.load.get("concurrency")
-        return slo_figures(self.outcomes, slos, start_ns=window["start_ns"], end_ns=window["end_ns"], slots=slots)
-
-
 def plan_run(run: Path, slos: list[Slo] | None = None, **demand: Any) -> Plan:
     """The plan of a run folder.
 
@@ -232,23 +219,11 @@ def plan_run(run: Path, slos: list[Slo] | None = None, **demand: Any) -> Plan:
         RunFolderError: it cannot be read.
         UsageError: there is no objective.
     """
-    manifest = read_manifest(run)
+    manifest, _, measured = measure_run(run, ())
     if slos is None:
         if not manifest.load.get("slo"):
             raise UsageError(f"{run}: the sweep had no objectives; give --slo ttft=500ms,tpot=50ms")
         slos = parse_slos(manifest.load["slo"])
-    _, summary = summarize_run(run, ())
-    path = records_path(run)
-    outcomes: dict[int, list[Outcome]] = {}
-    for record in read_records(path)[0] if path.exists() else ():
-        found = outcomes.setdefault(record.level, [])
-        if record.phase == "measure" and (record.error is None or record.error.kind != "cancelled"):
-            found.append(outcome(record))
-    numbers = sorted(outcomes.keys() | {mark.level for mark in read_client_log(run / "client.jsonl")[1]})
-    measured = [
-        Measured(level=level, outcomes=outcomes.get(number, []))
-        for number, level in zip(numbers, summary.levels, strict=True)
-    ]
     return make_plan(run.name, manifest, measured, Demand(slos=slos, **demand))
 
 

@@ -237,6 +237,34 @@ def read_records(path: Path) -> tuple[Iterator[RequestRecord], list[int]]:
     return records(), bad_lines
 
 
+class _Bounds(msgspec.Struct):
+    """What :func:`read_bounds` looks at; the rest of a line is skipped."""
+
+    level: int
+    phase: Phase
+    end_ns: int
+    sent_ns: int | None = None
+
+
+def read_bounds(path: Path) -> dict[int, tuple[int, int]]:
+    """Of each level in the records, its first measured send and last measured end, in ns.
+
+    A level in which nothing was measured has its start above its end, which is 0.
+    """
+    decode = msgspec.json.Decoder(_Bounds).decode
+    found: dict[int, tuple[int, int]] = {}
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
+        for line in lines:
+            try:
+                record = decode(line)
+            except UNREADABLE:
+                continue
+            start, end = found.setdefault(record.level, (2**63 - 1, 0))
+            if record.phase == "measure" and record.sent_ns is not None:
+                found[record.level] = min(start, record.sent_ns), max(end, record.end_ns)
+    return found
+
+
 def records_path(run: Path) -> Path:
     """The run's records; a run that is kept for long may have them compressed."""
     path, compressed = run / "records.jsonl", run / "records.jsonl.gz"

@@ -14,7 +14,7 @@ import msgspec
 
 from loadgen.errors import RunFolderError
 from loadgen.gpus import gpu_figures
-from loadgen.metrics import LevelAccumulator, LevelFigures, accumulator_for, level_figures, steady_of
+from loadgen.metrics import LevelAccumulator, LevelFigures, level_figures, slots_of, steady_of
 from loadgen.records import (
     FORMAT_VERSION,
     ClientSample,
@@ -24,6 +24,7 @@ from loadgen.records import (
     RequestRecord,
     ServerSample,
     decode_record,
+    read_bounds,
     read_client_log,
     read_lines,
     read_manifest,
@@ -31,7 +32,7 @@ from loadgen.records import (
     records_path,
 )
 from loadgen.server_metrics import server_figures
-from loadgen.slo import Slo, parse_slos
+from loadgen.slo import Outcome, Slo, SloFigures, parse_slos, slo_figures
 from loadgen.steady import SteadyWindow
 from loadgen.verdicts import Verdict, judge
 
@@ -165,9 +166,8 @@ def gather(records: Iterable[RequestRecord], mark: LevelMark, from_ns: int | Non
     Args:
         from_ns: where the window begins, if later than the mark says.
     """
-    gathered = accumulator_for((), mark)
-    if from_ns is not None:
-        gathered = LevelAccumulator(from_ns, mark.window_end_ns, cut=True)
+    start_ns = mark.window_start_ns if from_ns is None else from_ns
+    gathered = LevelAccumulator(start_ns, mark.window_end_ns, cut=from_ns is not None)
     for record in records:
         if record.level == mark.level:
             gathered.add(record)
@@ -215,11 +215,34 @@ def summarize(
     )
 
 
+class Measured(msgspec.Struct, kw_only=True):
+    """A level and its measured requests; ``number`` is the ``level`` of their records."""
+
+    level: LevelSummary
+    outcomes: list[Outcome]
+    number: int = 0
+
+    def figures(self, slos: list[Slo]) -> SloFigures:
+        """Attainment and percentiles, for whatever objectives."""
+        window = self.level.window
+        slots = slots_of(self.level.load)
+        return slo_figures(self.outcomes, slos, start_ns=window["start_ns"], end_ns=window["end_ns"], slots=slots)
+
+
 def summarize_run(run: Path, slos: Sequence[Slo] | None = None) -> tuple[Manifest, Summary]:
-    """A whole run folder, finished or not.
+    """A whole run folder, finished or not; see :func:`measure_run`."""
+    manifest, summary, _ = measure_run(run, slos)
+    return manifest, summary
+
+
+def measure_run(
+    run: Path, slos: Sequence[Slo] | None = None, each: Callable[[RequestRecord], None] = lambda record: None
+) -> tuple[Manifest, Summary, list[Measured]]:
+    """A whole run folder, finished or not: its summary, and the requests behind each level.
 
     Args:
         slos: objectives in place of the run's own.
+        each: is given every record once, of whatever phase.
 
     Raises:
         RunFolderError: it cannot be read at all.
@@ -236,40 +259,42 @@ def summarize_run(run: Path, slos: Sequence[Slo] | None = None) -> tuple[Manifes
     gpu: dict[int, list[GpuSample]] = {}
     for reading in read_lines(run / "gpu.jsonl", GpuSample):
         gpu.setdefault(reading.level, []).append(reading)
-    seen: set[int] = set()
-    unmarked: dict[int, list[RequestRecord]] = {}
-    if path.exists():
-        for record in read_records(path)[0]:
-            seen.add(record.level)
-            if record.level not in mark_of:
-                # Only the bounds of the window are looked for: the events can be forgotten.
-                unmarked.setdefault(record.level, []).append(
-                    msgspec.structs.replace(record, event_ns=[], event_tokens=[])
-                )
-    levels = sorted(seen | set(mark_of))
-    gathered = {level: accumulator_for(unmarked.get(level, ()), mark_of.get(level)) for level in levels}
+    own: dict[int, list[ClientSample]] = {}
+    for sample in samples:
+        own.setdefault(sample.level, []).append(sample)
+    finished = len(mark_of) >= len(manifest.levels)
+    bounds = {} if finished or not path.exists() else read_bounds(path)
+    levels = sorted(bounds.keys() | mark_of.keys())
+    mark_in = {level: mark_of.get(level) or _bounding_mark(level, bounds[level]) for level in levels}
+    gathered = {level: gather((), mark_in[level]) for level in levels}
     bad_lines: list[int] = []
     if path.exists():
         records, bad_lines = read_records(path)
         for record in records:
-            gathered[record.level].add(record)
-    summaries = []
+            if record.level in gathered:  # the run may be going on
+                gathered[record.level].add(record)
+            each(record)
+    measured = []
     for level in levels:
-        mark = mark_of.get(level)
-        own = [sample for sample in samples if sample.level == level]
         load = manifest.levels[level] if level < len(manifest.levels) else {"model": "closed", "concurrency": 0}
-        interrupted = mark.interrupted if mark else KILLED
-        found = gathered[level]
+        interrupted = mark_of[level].interrupted if level in mark_of else KILLED
+        found = gathered.pop(level)
         steady = steady_of(load, found)
         if steady.start_ns > found.start_ns:
-            bounds = mark or LevelMark(level=level, window_start_ns=found.start_ns, window_end_ns=found.end_ns)
-            found = gather(read_records(path)[0], bounds, steady.start_ns)
-        summaries.append(
-            summarize(load, found, own, interrupted, server.get(level, []), gpu.get(level, []), steady, slos)
+            found = gather(read_records(path)[0], mark_in[level], steady.start_ns)
+        level_summary = summarize(
+            load, found, own.get(level, []), interrupted, server.get(level, []), gpu.get(level, []), steady, slos
         )
+        measured.append(Measured(level=level_summary, outcomes=found.outcomes, number=level))
     if len(levels) < len(manifest.levels):
         notes.append(f"{len(manifest.levels) - len(levels)} of {len(manifest.levels)} levels were not run")
     if bad_lines:
         shown = ", ".join(map(str, bad_lines[:5])) + (", ..." if len(bad_lines) > 5 else "")
         notes.append(f"{path}: {len(bad_lines)} lines cannot be read and are left out (lines {shown})")
-    return manifest, Summary(simulated=manifest.simulated, levels=summaries, notes=notes)
+    summary = Summary(simulated=manifest.simulated, levels=[one.level for one in measured], notes=notes)
+    return manifest, summary, measured
+
+
+def _bounding_mark(level: int, bounds: tuple[int, int]) -> LevelMark:
+    """The window of a level that was cut short: from its first measured send to its last measured end."""
+    return LevelMark(level=level, window_start_ns=min(bounds), window_end_ns=bounds[1])

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from loadgen.errors import UsageError
-from loadgen.records import Manifest, RequestRecord, read_client_log, read_records, records_path
+from loadgen.records import Manifest, RequestRecord, read_records, records_path
 from loadgen.slo import outcome
-from loadgen.summary import RUNS_FILE, summarize_run
+from loadgen.summary import RUNS_FILE, measure_run
 from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
@@ -85,11 +85,9 @@ def read_side(run: Path, label: str | None = None) -> Side:
         RunFolderError: it cannot be read.
         UsageError: nothing in it was measured.
     """
-    manifest, summary = summarize_run(run)
-    marks = {mark.level for mark in read_client_log(run / "client.jsonl")[1]}
+    manifest, _, measured = measure_run(run)
+    numbered = {one.number: one.level for one in measured}
     path = records_path(run)
-    seen = {record.level for record in read_records(path)[0]} if path.exists() else set()
-    numbered = dict(zip(sorted(seen | marks), summary.levels, strict=True))
     gathered = {
         index: _Gathered(level.window["start_ns"], level.window["end_ns"], cut=level.steady.cut_transient > 0)
         for index, level in numbered.items()
