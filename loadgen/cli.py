@@ -396,6 +396,7 @@ def _publish(folder: Path, runs: list[tuple[Path, Any]], as_json: bool, kernels:
     from loadgen.records import read_manifest
     from loadgen.report import html, terminal
     from loadgen.report.kernels import render as render_kernels
+    from loadgen.report.page_data import read_page
     from loadgen.report.waterfall import read_beside
     from loadgen.report.waterfall import render as render_waterfalls
 
@@ -407,7 +408,7 @@ def _publish(folder: Path, runs: list[tuple[Path, Any]], as_json: bool, kernels:
         pages.append(page)
         beside.append(read_beside(kernels or run / "kernels", summary))
         try:
-            page.write_text(html.render(manifest, summary, beside[-1]))
+            page.write_text(html.render([read_page(run, manifest, summary, beside[-1])]))
         except OSError as error:
             click.echo(f"loadgen: {page}: cannot be written: {error.strerror}", err=True)
     if as_json:

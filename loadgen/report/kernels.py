@@ -66,7 +66,8 @@ def heading(manifest: KernelManifest) -> list[str]:
     return lines
 
 
-def _case(record: KernelRecord) -> str:
+def case_words(record: KernelRecord) -> str:
+    """A case: its label and its sizes."""
     names = [f"{key}={value}" for key, value in record.params.items() if key not in UNSAID]
     return " ".join([record.label, *names] if record.label else names)
 
@@ -80,7 +81,7 @@ def _rows(records: list[KernelRecord]) -> list[str]:
         if record.kernel != kernel:
             kernel, case = record.kernel, ""
             rows.append(kernel)
-        name = f"{_case(record)} [{record.state}]"
+        name = f"{case_words(record)} [{record.state}]"
         if name != case:
             case = name
             rows += [f"  {line}" for line in textwrap.wrap(case, WIDTH - 2, subsequent_indent="  ")]
