@@ -64,12 +64,12 @@ def verdict_words(comparison: Comparison) -> str:
 
 def _gate(comparison: Comparison) -> str:
     lines = [fill(verdict_words(comparison))]
-    lines += [fill(f"{WEIGHTS[weight]}: {text}", "  ") for weight, text in _grouped(comparison.findings)]
+    lines += [fill(f"{WEIGHTS[weight]}: {text}", "  ") for weight, text in grouped(comparison.findings)]
     lines += [fill(text, "  ") for text in _alone(comparison)]
     return "\n".join(lines)
 
 
-def _grouped(findings: Iterable[Finding]) -> list[tuple[str, str]]:
+def grouped(findings: Iterable[Finding]) -> list[tuple[str, str]]:
     """Each finding in words; one that several levels have alike is said once."""
     levels: dict[tuple[str, str, str, str, str], list[str]] = {}
     for f in findings:
@@ -192,7 +192,7 @@ def markdown(comparison: Comparison, rulings: Sequence[Ruling] = ()) -> str:
     if comparison.simulated:
         parts.append(f"**{SIMULATED}**")
     parts.append(f"**{_escaped(verdict_words(comparison))}**")
-    lines = [f"- {WEIGHTS[weight]}: {_escaped(text)}" for weight, text in _grouped(comparison.findings)]
+    lines = [f"- {WEIGHTS[weight]}: {_escaped(text)}" for weight, text in grouped(comparison.findings)]
     parts.append("\n".join(lines + [f"- {_escaped(text)}" for text in _alone(comparison)]))
     for level in comparison.levels:
         parts.append(

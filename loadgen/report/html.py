@@ -19,6 +19,7 @@ from typing import Any
 from loadgen import __version__
 from loadgen.compare.differences import Comparison
 from loadgen.records import Manifest
+from loadgen.report.comparison import WEIGHTS, grouped, verdict_words
 from loadgen.report.kernels import heading as kernel_heading
 from loadgen.report.page_data import RunPage, encode
 from loadgen.report.terminal import SIMULATED, in_words, is_open, latency_ms, level_name, load_value, withheld
@@ -39,20 +40,23 @@ def render(pages: Sequence[RunPage], comparison: Comparison | None = None) -> st
         comparison: of the second run with the first.
     """
     first = pages[0]
-    title = _title(first.manifest) if len(pages) == 1 else f"{len(pages)} runs: {', '.join(page.name for page in pages)}"
+    several = len(pages) > 1
+    if several:
+        pages = [page._replace(name=f"{_letter(place)}: {page.name}") for place, page in enumerate(pages)]
+    title = f"{len(pages)} runs" if several else _title(first.manifest)
     simulated = any(page.summary.simulated for page in pages)
     measured = any(page.summary.levels for page in pages)
-    slo = next((page.manifest.load["slo"] for page in pages if page.manifest.load.get("slo")), None)
+    slo = next((",".join(level.slo.slos) for page in pages for level in page.summary.levels if level.slo), None)
     extra = {
         "made_by": f"loadgen {__version__}",
         "initial": {"slos": [_slo(one) for one in parse_slos(slo or START_SLO)]},
         "comparison": comparison if comparison is not None and (comparison.comparable or comparison.forced) else None,
         "csv": "",
     }
-    sections: list[tuple[str, str, str]] = [("results", "Results", "".join(_results(pages, i) for i in range(len(pages))))]
+    sections = [("results", "Results", "".join(_results(page, i, several) for i, page in enumerate(pages)))]
     if measured:
         sections += [
-            ("verdicts", "Verdicts", "".join(_verdicts(page, len(pages) > 1) for page in pages)),
+            ("verdicts", "Verdicts", "".join(_verdicts(page, several) for page in pages)),
             ("load", "Against load", '<div class="charts" id="charts-load"></div>'),
             ("percentiles", "Percentiles", '<div class="charts" id="charts-percentiles"></div>'),
             ("level", "One level", '<div id="level-form"></div><div class="charts" id="charts-level"></div>'),
@@ -62,13 +66,13 @@ def render(pages: Sequence[RunPage], comparison: Comparison | None = None) -> st
         sections.append(("comparison", "Comparison", _comparison(comparison)))
     sections += [
         ("engine", "What the engine and the GPU say", text)
-        for text in ["".join(_engine_section(page, len(pages) > 1) for page in pages)]
+        for text in ["".join(_engine_section(page, several) for page in pages)]
         if text
     ]
     kernels = "".join(_kernel_section(page.beside, i) for i, page in enumerate(pages) if page.beside is not None)
     if kernels:
         sections.append(("kernels", "Kernels beside TTFT and TPOT", kernels))
-    sections.append(("run", "The run" if len(pages) == 1 else "The runs", "".join(_facts(page, len(pages) > 1) for page in pages)))
+    sections.append(("run", "The runs" if several else "The run", "".join(_facts(page, several) for page in pages)))
     if measured:
         sections.append(("data", "The data", '<div id="downloads"></div>'))
     links = "".join(f'<a href="#{name}">{escape(words)}</a>' for name, words, _ in sections)
@@ -93,7 +97,8 @@ def render(pages: Sequence[RunPage], comparison: Comparison | None = None) -> st
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1"><meta name="referrer" content="no-referrer">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<meta name="referrer" content="no-referrer">'
         f"<title>loadgen: {escape(title)}</title><style>{_page_file('page.css')}</style></head>\n<body>\n"
         + "\n".join(part for part in body if part)
         + "\n</body></html>\n"
@@ -112,6 +117,11 @@ def _script() -> str:
 @cache
 def _script_hash() -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode()
+
+
+def _letter(place: int) -> str:
+    """What stands for a run in charts of several; the script does the same."""
+    return chr(ord("A") + place) if place < 26 else f"R{place + 1}"
 
 
 def _slo(slo: Slo) -> dict[str, Any]:
@@ -135,8 +145,8 @@ def _about(page: RunPage) -> list[str]:
 
 def _plan(slo: str | None) -> str:
     words = (
-        "Every figure here is made from the requests of this page, as <code>loadgen plan</code> makes it. The first end of a "
-        "range is what is planned with."
+        "Every figure here is made from the requests of this page, as <code>loadgen plan</code> makes it. The first "
+        "end of a range is what is planned with."
     )
     if slo is None:
         words += " The sweep had no objectives; these are only to begin with."
@@ -145,11 +155,11 @@ def _plan(slo: str | None) -> str:
 
 def _comparison(comparison: Comparison) -> str:
     """The gate's findings; the ratios are drawn."""
-    parts = []
+    parts = [f"<p>{escape(verdict_words(comparison))}.</p>" if comparison.comparable else ""]
     if not comparison.comparable:
-        parts.append('<p class="mark">NOT COMPARABLE</p>')
-    parts.append(f"<p>B is {escape(comparison.b)}, A is {escape(comparison.a)}.</p><ul>")
-    parts += [f"<li><strong>{escape(f.weight)}</strong>: {escape(f.text)}</li>" for f in comparison.findings]
+        parts.append(f'<p class="mark">{escape(verdict_words(comparison))}</p>')
+    parts.append("<ul>")
+    parts += [f"<li>{WEIGHTS[weight]}: {escape(text)}</li>" for weight, text in grouped(comparison.findings)]
     parts.append('</ul><div class="charts" id="charts-comparison"></div>')
     return "".join(parts)
 
@@ -169,12 +179,9 @@ def _load_words(levels: list[LevelSummary]) -> str:
     return f"Closed loop at {loads} in flight"
 
 
-def _results(pages: Sequence[RunPage], index: int) -> str:
-    levels = pages[index].summary.levels
-    if not levels:
-        return f"<p>{escape(pages[index].name)}: no level was measured.</p>"
-    head = f"<h3>{escape(pages[index].name)}</h3>" if len(pages) > 1 else ""
-    return head + _table(levels, index)
+def _results(page: RunPage, index: int, named: bool) -> str:
+    head = f"<h3>{escape(page.name)}</h3>" if named else ""
+    return head + (_table(page.summary.levels, index) if page.summary.levels else "<p>No level was measured.</p>")
 
 
 def _table(levels: list[LevelSummary], run: int) -> str:

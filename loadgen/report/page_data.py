@@ -16,7 +16,9 @@ import base64
 import math
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -49,6 +51,8 @@ UNKNOWN = 2**32 - 1  # of a column: no such value
 MOST = UNKNOWN - 1
 MEASURED, FAILED, OFFERED = 1, 2, 4  # bits of the column ``flags``
 MAX_POINTS = 600  # of a line over time
+BATCH = 512  # records whose tokens are counted together
+TENTH_NS = NS_PER_S // 10
 MAX_ERRORS = 100  # messages that a level shows
 MAX_MESSAGE = 300
 TPOT_PARTS = 3  # of a microsecond
@@ -79,6 +83,8 @@ class LevelRequests:
 
     def __init__(self) -> None:
         self._rows: list[tuple[int, ...]] = []
+        self._waiting: list[RequestRecord] = []  # whose tokens are still to be counted
+        self._tokens: Counter[int] = Counter()  # that came in each tenth of a second of the clock
         self.errors: list[tuple[int, str, str]] = []  # seq, kind, message
 
     def add(self, record: RequestRecord) -> None:
@@ -88,6 +94,10 @@ class LevelRequests:
             self.errors.append((record.seq, record.error.kind, record.error.message[:MAX_MESSAGE]))
         cancelled = record.error is not None and record.error.kind == "cancelled"
         sent = found.issued_ns if record.sent_ns is None else record.sent_ns
+        if record.event_ns:
+            self._waiting.append(record)
+            if len(self._waiting) == BATCH:
+                self._count()
         self._rows.append(
             (
                 found.issued_ns,
@@ -103,6 +113,32 @@ class LevelRequests:
                 record.end_ns,
             )
         )
+
+    def _count(self) -> None:
+        """Counts the tokens of the records that wait, and lets go of their events."""
+        import numpy as np
+
+        if not self._waiting:
+            return
+        times = np.concatenate([record.sent_ns + np.cumsum(record.event_ns) for record in self._waiting])
+        places = times // TENTH_NS
+        first = int(places.min())
+        tokens = np.fromiter(chain.from_iterable(record.event_tokens for record in self._waiting), float, len(times))
+        counts = np.bincount(places - first, weights=tokens)
+        self._tokens.update({first + int(place): int(counts[place]) for place in np.flatnonzero(counts)})
+        self._waiting = []
+
+    def tokens_per_s(self, start_ns: int) -> list[list[float | None]]:
+        """``[seconds since start, tokens/s]``, a tenth of a second each, or means of several."""
+        import numpy as np
+
+        self._count()
+        if not self._tokens:
+            return []
+        first, last = min(self._tokens), max(self._tokens)
+        places = np.arange(first, last + 1)
+        rates = np.array([self._tokens[int(place)] for place in places]) * (NS_PER_S / TENTH_NS)
+        return _grid(places * TENTH_NS + TENTH_NS // 2, rates, start_ns)
 
     def columns(self, window: dict[str, int], hidden: bool) -> tuple[int, dict[str, NDArray[Any]]]:
         """When the level's first request was issued, in ns, and a column for each thing that is known of its requests.
@@ -217,6 +253,7 @@ def _run(page: RunPage, keep: Any) -> dict[str, Any]:
                 "window_us": [(level.window["start_ns"] - start) // 1000, (level.window["end_ns"] - start) // 1000],
                 "requests": {name: keep(name, values) for name, values in columns.items()},
                 "errors": requests.errors,
+                "tokens_per_s": requests.tokens_per_s(start),
                 "client": _client_lines(clients, start),
                 "server": _server_lines(servers, start),
                 "gpu": _gpu_lines(gpus, start),
@@ -270,7 +307,7 @@ def _planes(values: NDArray[Any]) -> bytes:
 
 
 def _grid(times_ns: NDArray[Any], values: NDArray[Any], start_ns: int) -> list[list[float | None]]:
-    """``[seconds, value]`` of a line over time, at most :data:`MAX_POINTS`: means of neighbours where there are more."""
+    """``[seconds, value]`` of a line over time; means of neighbours where there are more than :data:`MAX_POINTS`."""
     import numpy as np
 
     if not len(times_ns):
@@ -283,11 +320,13 @@ def _grid(times_ns: NDArray[Any], values: NDArray[Any], start_ns: int) -> list[l
     counts = np.diff(places, append=len(seconds))
     at = np.add.reduceat(seconds, places) / counts
     mean = np.add.reduceat(ordered, places) / counts
-    return [[round(float(t), 3), float(f"{v:.6g}") if math.isfinite(v) else None] for t, v in zip(at, mean, strict=True)]
+    return [
+        [round(float(t), 3), float(f"{v:.6g}") if math.isfinite(v) else None] for t, v in zip(at, mean, strict=True)
+    ]
 
 
 def _client_lines(samples: list[ClientSample], start_ns: int) -> dict[str, Any]:
-    """In flight and tokens/s over all workers, and the lateness of probes."""
+    """In flight over all workers, and the lateness of probes."""
     import numpy as np
 
     if not samples:
@@ -298,13 +337,10 @@ def _client_lines(samples: list[ClientSample], start_ns: int) -> dict[str, Any]:
     longest = max(workers, key=lambda w: len(times[w]))
     grid = times[longest]
     # Each worker samples at moments of its own; between two of them its counts are taken to run straight.
-    tokens = sum(np.interp(grid, times[w], [s.output_tokens for s in own[w]]) for w in workers)
     flying = sum(np.interp(grid, times[w], [s.in_flight for s in own[w]]) for w in workers)
-    rate = np.diff(tokens) / np.maximum(np.diff(grid) / NS_PER_S, 1e-9)
     late = [(s.t_ns, max(s.lateness_ns) / 1e6) for s in samples if s.lateness_ns]
     return {
         "in_flight": _grid(grid, np.asarray(flying), start_ns),
-        "tokens_per_s": _grid(grid[1:], rate, start_ns),
         "lateness_ms": _grid(np.array([t for t, _ in late]), np.array([v for _, v in late]), start_ns),
     }
 

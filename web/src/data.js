@@ -9,7 +9,9 @@ export async function readData(base64) {
   const length = new DataView(blob.buffer).getUint32(0, true);
   const data = JSON.parse(new TextDecoder().decode(blob.subarray(4, 4 + length)));
   const columns = blob.subarray(4 + length);
-  for (const run of data.runs) {
+  data.runs.forEach((run, place) => {
+    // Names are long; in charts of several runs a letter stands for each.
+    run.letter = data.runs.length > 1 ? letter(place) : "";
     run.levels.forEach((level, index) => {
       level.run = run;
       level.index = index;
@@ -18,9 +20,11 @@ export async function readData(base64) {
         Object.entries(level.requests).map(([name, place]) => [name, column(columns, place)]),
       );
     });
-  }
+  });
   return data;
 }
+
+const letter = (place) => (place < 26 ? String.fromCharCode(65 + place) : `R${place + 1}`);
 
 /** A column as Float64Array, NaN where a value is unknown. */
 function column(columns, { at, count, parts }) {

@@ -16,10 +16,10 @@ export function waterfallCharts(parent, run) {
       make: (theme) => {
         if (!bars.length) return null;
         return {
-          grid: { left: 150, right: 66, top: 22, bottom: 30 },
+          grid: { left: 164, right: 66, top: 22, bottom: 30 },
           tooltip: tooltip(theme, ({ data: { bar } }) => `<b>${escape(bar.name)}</b>: ${bar.gap && bar.size >= 0 ? "+" : ""}${ms(bar.size)} ms${bar.why ? `<br>${escape(bar.why)}` : ""}`),
           xAxis: valueAxis(theme, false, { min: Math.min(0, ...bars.map((bar) => Math.min(bar.start, bar.start + bar.size) * 1e3)) }),
-          yAxis: { type: "category", inverse: true, data: bars.map((bar) => bar.name), axisTick: { show: false }, axisLabel: { color: theme.soft, width: 140, overflow: "truncate" }, axisLine: { lineStyle: { color: theme.line } } },
+          yAxis: { type: "category", inverse: true, data: bars.map((bar) => bar.name), axisTick: { show: false }, axisLabel: { color: theme.soft, width: 154, overflow: "truncate" }, axisLine: { lineStyle: { color: theme.line } } },
           series: [{
             name: fall.metric, type: "custom", encode: { x: [1, 2], y: 0 },
             data: bars.map((bar, place) => ({ value: [place, bar.start * 1e3, (bar.start + bar.size) * 1e3], bar })),

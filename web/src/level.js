@@ -19,7 +19,7 @@ export function distributionCharts(parent, data) {
   const simulated = data.runs.some((run) => run.simulated);
   for (const [name, title] of [["ttft_us", "TTFT"], ["tpot_us", "TPOT"], ["e2e_us", "E2E"], ["gap_us", "Longest gap of a request"]]) {
     const lines = data.runs.flatMap((run) =>
-      run.levels.map((level) => ({ level, label: data.runs.length > 1 ? `${run.name} ${level.name}` : level.words, values: sortedOf(level, name) })),
+      run.levels.map((level) => ({ level, label: run.letter ? `${run.letter} ${level.name}` : level.words, values: sortedOf(level, name) })),
     ).filter((line) => line.values.length);
     const tail = (share) => -Math.log10(1 - share);
     figure(parent, {
@@ -82,7 +82,7 @@ export function levelCharts(parent, data) {
       const bar = (name, colour, of) => ({ name, type: "bar", stack: "all", itemStyle: { color: colour }, barMaxWidth: 14, data: found.map((r) => ({ value: of(r) / 1e3, request: r })) });
       return {
         grid: { left: 76, right: 24, top: 30, bottom: 42 },
-        legend: { top: 0, left: 0, textStyle: { color: theme.ink, fontSize: 11 } },
+        legend: { top: 0, left: 0, right: simulated ? 90 : 0, type: "scroll", itemWidth: 14, textStyle: { color: theme.ink, fontSize: 11 } },
         tooltip: tooltip(theme, ({ data: { request: r } }) => `<b>request ${r.seq}</b> at ${amount(r.issued / 1e6)} s<br>waited to be sent ${ms(r.wait / 1e6)} ms<br>TTFT ${ms(r.ttft / 1e6)} ms<br>E2E ${ms(r.e2e / 1e6)} ms<br>longest gap ${ms(r.gap / 1e6)} ms<br>${amount(r.input)} tokens in, ${amount(r.output)} out`),
         xAxis: valueAxis(theme, false, { name: "ms", nameLocation: "middle", nameGap: 26, splitLine: { lineStyle: { color: theme.line } } }),
         yAxis: { type: "category", inverse: true, data: found.map((r) => `#${r.seq}`), axisLabel: { color: theme.soft }, axisTick: { show: false }, axisLine: { lineStyle: { color: theme.line } } },
@@ -148,7 +148,7 @@ function timelineRows(level) {
     if (known.length) rows.push({ title, lines: known, ...extra });
   };
   lines("requests", [["in flight", client.in_flight], ["running in the engine", server.requests_running], ["waiting in the engine", server.requests_waiting]]);
-  lines("tokens/s", [["tokens/s", client.tokens_per_s]]);
+  lines("tokens/s", [["tokens/s", level.tokens_per_s]]);
   const ttft = dots(level, "ttft_us");
   const { flags, issued_us, took_us, seq } = level.requests;
   const failed = [...flags.keys()].filter((i) => flags[i] & FAILED).map((i) => ({ value: [issued_us[i] / 1e6, took_us[i] / 1e3], seq: seq[i] }));
@@ -192,7 +192,7 @@ function timelineOption(theme, level, rows, simulated) {
       return `<b>${amount(list[0].value[0])} s</b><br>${lines.join("<br>")}`;
     }, "axis"),
     xAxis: rows.map((_, i) => ({
-      type: "value", gridIndex: i, min: 0, max: Math.max(to, ...rows.flatMap((row) => (row.lines || []).flatMap(([, p]) => p[p.length - 1][0]))),
+      type: "value", gridIndex: i, min: 0, max: Math.ceil(Math.max(to, ...rows.flatMap((row) => (row.lines || []).flatMap(([, p]) => p[p.length - 1][0])))),
       axisLabel: { show: i === rows.length - 1, color: theme.soft }, axisTick: { show: false }, splitLine: { show: false }, axisLine: { lineStyle: { color: theme.line } },
       name: i === rows.length - 1 ? "s" : "", nameLocation: "middle", nameGap: 24, nameTextStyle: { color: theme.soft },
       axisPointer: { show: true, label: { show: false } },

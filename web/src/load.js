@@ -13,11 +13,11 @@ export function loadCharts(parent, data, onLevel) {
   const click = (event) => event.data?.level && onLevel(event.data.level());
   for (const [metric, title] of [["ttft_s", "TTFT"], ["tpot_s", "TPOT"], ["itl_s", "ITL, between tokens"], ["e2e_s", "E2E"]]) {
     const lines = data.runs.flatMap((run, r) =>
-      QUANTILES.map((quantile) => ({
-        name: data.runs.length > 1 ? `${run.name} ${quantile}` : quantile,
+      (data.runs.length > 1 ? ["p50", "p99"] : QUANTILES).map((quantile) => ({
+        name: `${run.letter} ${quantile}`.trim(),
         shown: SHOWN[quantile],
         colour: data.runs.length > 1 ? r : QUANTILES.indexOf(quantile),
-        dash: data.runs.length > 1 ? QUANTILES.indexOf(quantile) : 0,
+        dash: data.runs.length > 1 && quantile === "p99" ? 1 : 0,
         points: run.levels
           .filter((level) => !level.withheld)
           .map((level) => {
@@ -34,11 +34,11 @@ export function loadCharts(parent, data, onLevel) {
       const ci95 = level.summary.ci95.output_throughput_tps;
       return { level, x: axis.of(level), y: level.summary.output_throughput_tps, low: ci95?.[0], high: ci95?.[1], count: level.summary.requests.completed };
     });
-    const lines = [{ name: data.runs.length > 1 ? run.name : "measured", shown: true, colour: r, dash: 0, points }];
+    const lines = [{ name: `${run.letter} measured`.trim(), shown: true, colour: r, dash: 0, points }];
     const first = points.filter((p) => p.y && p.x).sort((a, b) => a.x - b.x)[0];
     if (first && points.length > 1) {
       lines.push({
-        name: data.runs.length > 1 ? `${run.name} ideal` : "ideal",
+        name: `${run.letter} ideal`.trim(),
         shown: true,
         ideal: true,
         colour: r,
@@ -96,7 +96,7 @@ function against(parent, { id, title, axis, lines, factor, unit, simulated, clic
       return {
         grid: { left: 64, right: 20, top: 40, bottom: 46 },
         legend: {
-          top: 0, left: 0, right: simulated ? 90 : 0, type: "plain", itemWidth: 18, itemHeight: 9, textStyle: { color: theme.ink, fontSize: 11 },
+          top: 0, left: 0, right: simulated ? 90 : 0, type: lines.length > 10 ? "scroll" : "plain", itemWidth: 18, itemHeight: 9, textStyle: { color: theme.ink, fontSize: 11 },
           data: [...new Set(lines.map((line) => line.name))],
           selected: Object.fromEntries(lines.map((line) => [line.name, line.shown])),
           inactiveColor: theme.soft,
@@ -122,7 +122,7 @@ function tip(item, unit) {
   const [level, point] = [item.data.level(), item.data.point()];
   const factor = unit === "ms" ? 1e3 : 1;
   const lines = [
-    `<b>${escape(level.words)}</b>${level.run.simulated ? " SIMULATED" : ""}`,
+    `<b>${escape(level.run.letter ? `${level.run.name}: ` : "")}${escape(level.words)}</b>${level.run.simulated ? " SIMULATED" : ""}`,
     `${escape(item.seriesName)}: ${amount(point.y * factor)} ${unit}`,
   ];
   if (point.low !== undefined && point.low !== null) lines.push(`95 %: ${amount(point.low * factor)} .. ${amount(point.high * factor)}`);
@@ -159,9 +159,19 @@ export function loadAxis(theme, name, loads) {
   };
 }
 
+/** 1, 2 or 5 times a power of ten, at or below (above) a value. */
+const round = (value, up) => {
+  const power = 10 ** Math.floor(Math.log10(value));
+  const steps = [1, 2, 5, 10].map((step) => step * power);
+  return up ? steps.find((step) => step >= value * 0.999999) : steps.filter((step) => step <= value * 1.000001).pop();
+};
+
 export function valueAxis(theme, log, extra = {}) {
   return {
-    type: log ? "log" : "value", min: log ? undefined : 0, axisLabel: { color: theme.soft, formatter: (v) => amount(v).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "") },
+    type: log ? "log" : "value",
+    min: log ? ({ min }) => (min > 0 ? round(min, false) : undefined) : 0,
+    max: log ? ({ max }) => (max > 0 ? round(max, true) : undefined) : undefined,
+    axisLabel: { color: theme.soft, hideOverlap: true, formatter: (v) => amount(v).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "") },
     splitLine: { lineStyle: { color: theme.line } }, axisLine: { show: false }, nameTextStyle: { color: theme.soft }, ...extra,
   };
 }
@@ -190,7 +200,7 @@ function pareto(parent, data, simulated, click) {
         series: points.map((run, r) => {
           const colour = theme.series[r % theme.series.length];
           return {
-            name: data.runs[r].name, type: "line", symbol: "circle", symbolSize: 9, lineStyle: { color: colour, width: 2 },
+            name: data.runs[r].letter || data.runs[r].name, type: "line", symbol: "circle", symbolSize: 9, lineStyle: { color: colour, width: 2 },
             itemStyle: { color: colour, borderColor: colour, borderWidth: 2 },
             label: { show: true, position: "top", formatter: (p) => p.data.level().name, color: theme.soft, fontSize: 10 },
             data: run.map((p) => ({ value: [p.x, p.y], level: () => p.level, itemStyle: p.level.valid ? undefined : { color: theme.card, borderType: "dashed" } })),

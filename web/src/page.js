@@ -38,8 +38,8 @@ async function start() {
 
 /** The choice of a level: by its list, a click on a chart, a row of the table, or the address. Returns what a click calls. */
 function levelSection(data, levels) {
-  const key = (level) => (data.runs.length > 1 ? `${level.run.name}/${level.name}` : level.name);
-  const select = element("select", { id: "level-choice" }, ...levels.map((level, i) => element("option", { value: String(i) }, `${data.runs.length > 1 ? `${level.run.name}: ` : ""}${level.words}${level.valid ? "" : `, ${level.summary.verdict.status}`}`)));
+  const key = (level) => (level.run.letter ? `${level.run.letter}/${level.name}` : level.name);
+  const select = element("select", { id: "level-choice" }, ...levels.map((level, i) => element("option", { value: String(i) }, `${level.run.letter ? `${level.run.letter}: ` : ""}${level.words}${level.valid ? "" : `, ${level.summary.verdict.status}`}`)));
   const about = element("p", { id: "level-verdict" });
   place("level-form").append(element("label", { for: "level-choice" }, "Level ", select), about);
   const charts = levelCharts(place("charts-level"), data);

@@ -29,7 +29,7 @@ export function whatIf(parent, data, initial) {
       choice(`${metric}-of`, "asked of", [["", "each request"], ["50", "p50"], ["90", "p90"], ["95", "p95"], ["99", "p99"]], given?.percentile ? String(given.percentile) : ""));
   });
   const form = element("form", { class: "whatif", onsubmit: (event) => event.preventDefault() },
-    data.runs.length > 1 ? choice("run", "run", data.runs.map((one, i) => [String(i), one.name]), "0") : null,
+    data.runs.length > 1 ? choice("run", "run", data.runs.map((one, i) => [String(i), one.letter]), "0") : null,
     ...limits,
     element("fieldset", {}, element("legend", {}, "Demand"),
       field("attainment", "requests within it, %", { value: 99 }),
