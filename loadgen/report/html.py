@@ -11,7 +11,7 @@ from loadgen import __version__
 from loadgen.records import Manifest
 from loadgen.report.kernels import heading as kernel_heading
 from loadgen.report.terminal import SIMULATED, in_words, is_open, latency_ms, level_name, load_value, withheld
-from loadgen.report.waterfall import Beside, Waterfall
+from loadgen.report.waterfall import Beside, Waterfall, why_no_sum
 from loadgen.summary import LevelSummary, Summary
 from loadgen.units import format_count, format_ms
 
@@ -231,9 +231,9 @@ def _fall_title(fall: Waterfall) -> str:
 def _waterfall(fall: Waterfall) -> str:
     """Bars from the data sheet's roof down to what was served; the steps between them are the gaps."""
     title = _fall_title(fall)
-    if fall.missing or fall.served_s is None:
-        what = ", ".join(fall.missing) or "nothing was served"
-        return f"<figure><figcaption>{escape(title)}</figcaption><p>No sum: {escape(what)}.</p></figure>"
+    if fall.refused or fall.missing or fall.served_s is None:
+        what = why_no_sum(fall) if fall.refused or fall.missing else f"no {fall.metric.upper()} was served"
+        return f"<figure><figcaption>{escape(title)}</figcaption><p>{escape(what[0].upper() + what[1:])}.</p></figure>"
     bars: list[tuple[str, float, float, bool]] = [("data sheet roof", 0.0, fall.sheet_roof_s, False)]
     at = fall.sheet_roof_s
     totals = {0: ("measured roof", fall.roof_s), 2: ("sum of kernels", fall.kernels_s)}
