@@ -406,7 +406,7 @@ def _publish(folder: Path, runs: list[tuple[Path, Any]], as_json: bool, kernels:
         manifests.append(manifest)
         page = run / "report.html"
         pages.append(page)
-        beside.append(read_beside(kernels or run / "kernels", summary))
+        beside.append(read_beside(kernels or run / "kernels", manifest, summary))
         try:
             page.write_text(html.render([read_page(run, manifest, summary, beside[-1])]))
         except OSError as error:

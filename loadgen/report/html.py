@@ -23,7 +23,7 @@ from loadgen.report.comparison import WEIGHTS, grouped, verdict_words
 from loadgen.report.kernels import heading as kernel_heading
 from loadgen.report.page_data import RunPage, encode
 from loadgen.report.terminal import SIMULATED, in_words, is_open, latency_ms, level_name, load_value, withheld
-from loadgen.report.waterfall import Beside, Waterfall
+from loadgen.report.waterfall import Beside, Waterfall, why_no_sum
 from loadgen.slo import Slo, parse_slos
 from loadgen.summary import LevelSummary
 from loadgen.units import format_count, format_ms
@@ -288,9 +288,8 @@ def _kernel_section(beside: Beside, index: int) -> str:
     parts.append(f'<div class="charts" id="charts-kernels-{index}"></div>')
     for fall in beside.waterfalls:
         title = _fall_title(fall)
-        if fall.missing or fall.served_s is None:
-            what = ", ".join(fall.missing) or "nothing was served"
-            parts.append(f"<p>{escape(title)}: no sum: {escape(what)}.</p>")
+        if fall.refused or fall.missing or fall.served_s is None:
+            parts.append(f"<p>{escape(title)}: {escape(_no_sum(fall))}.</p>")
             continue
         rows = "".join(
             f'<tr><th scope="row" class="word">{escape(part.name)}</th>'
@@ -314,6 +313,10 @@ def _kernel_section(beside: Beside, index: int) -> str:
             f'<th scope="col" class="word">Best</th>{heads}</tr></thead><tbody>{rows}</tbody></table></div></details>'
         )
     return "\n".join(parts)
+
+
+def _no_sum(fall: Waterfall) -> str:
+    return why_no_sum(fall) if fall.refused or fall.missing else f"no {fall.metric.upper()} was served"
 
 
 def _fall_title(fall: Waterfall) -> str:

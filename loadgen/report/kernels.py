@@ -93,8 +93,8 @@ def _row(record: KernelRecord) -> str:
     name = record.implementation if record.own else f"({record.implementation})"
     head = f"    {name[:20]:<20}"
     if record.time_s is None:
-        text = f"{record.status.replace('_', ' ')}: {record.message or ''}"
-        return textwrap.shorten(f"{head} {text}", WIDTH, placeholder="...") if len(text) > 55 else f"{head} {text}"
+        text = textwrap.shorten(f"{record.status.replace('_', ' ')}: {record.message or ''}", 160, placeholder="...")
+        return textwrap.fill(text, WIDTH, initial_indent=f"{head} ", subsequent_indent=" " * len(f"{head} "))
     half = ""
     if record.ci95_s is not None:
         half = f"{(record.ci95_s[1] - record.ci95_s[0]) / 2 / record.time_s * 100:.1f}"

@@ -11,7 +11,7 @@ export function waterfallCharts(parent, run) {
     figure(parent, {
       id: `waterfall-${i}`, simulated: run.simulated, height: 60 + 26 * Math.max(bars.length, 3),
       title: `${fall.metric.toUpperCase()} at ${load}, ms: ${fall.step.phase} of ${fall.step.sequences} x ${fall.step.context} tokens`,
-      empty: `No sum: ${fall.missing.join(", ") || "nothing was served"}.`,
+      empty: "No sum: the reason is said below.",
       words: () => bars.map((bar) => `${bar.name} ${ms(bar.size)} ms`).join(", "),
       make: (theme) => {
         if (!bars.length) return null;
@@ -45,7 +45,7 @@ export function waterfallCharts(parent, run) {
 
 /** Totals from 0, and between them the gaps, each where the one before it ended. */
 function barsOf(fall) {
-  if (fall.missing.length || fall.served_s === null) return [];
+  if (fall.refused || fall.missing.length || fall.served_s === null) return [];
   const bars = [{ name: "data sheet roof", start: 0, size: fall.sheet_roof_s, gap: false }];
   const totals = { 0: ["measured roof", fall.roof_s], 2: ["sum of kernels", fall.kernels_s] };
   let at = fall.sheet_roof_s;
