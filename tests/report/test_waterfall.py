@@ -180,8 +180,8 @@ def test_models_that_one_gpus_kernels_do_not_add_up_to(
     text = render(beside.waterfalls)
     assert all(len(line) <= 80 for line in text.splitlines())
     assert " ".join(text.split()).count(f"no sum: the model {words if 'is' in words else 'was ' + words}") == 2
-    page = html.render(run, summary, beside)
-    assert page.count(f"<p>No sum: the model {words if 'is' in words else 'was ' + words}") == 2
+    page = html.render([read_page(RUN, run, summary, beside)])
+    assert page.count(f": no sum: the model {words if 'is' in words else 'was ' + words}") == 2
 
 
 def test_one_gpu_named_as_such_is_one_gpu(level: LevelSummary) -> None:

@@ -30,7 +30,7 @@ async function start() {
     holder.after(element("details", {}, element("summary", {}, `All ${kernelRows(run).length} timings`), element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Every kernel that was timed" }, table)));
   });
   if (data.comparison) forestChart(place("charts-comparison"), data.comparison);
-  downloads(data);
+  if (levels.length) downloads(data);
   document.documentElement.dataset.ready = "true";
   // The place that the address names did not have its height before.
   if (location.hash && !location.hash.startsWith("#level=")) document.getElementById(location.hash.slice(1))?.scrollIntoView();
