@@ -482,28 +482,39 @@ def report(run: Path, kernels: Path | None, offline: Path | None, slo: str | Non
 @click.option("--force", is_flag=True, help="Show figures, marked, even where the runs cannot be compared.")
 @click.option("--fail-on", "conditions", multiple=True, metavar="'tpot_p50>+3%'",
               help="Exit with 1 when B is surely beyond this; repeatable. Decided on the interval.")  # fmt: skip
+@click.option("--slo", metavar="ttft=500ms,tpot=50ms",
+              help="Compare what both carry under these too.  [default: those of both runs, if the same]")  # fmt: skip
+@click.option("--attainment", metavar="99%", default="99%", show_default=True,
+              help="Of requests that are to meet what --slo asks of each.")  # fmt: skip
 @click.option("--format", "form", type=click.Choice(["terminal", "markdown", "json"]), default="terminal",
               show_default=True)  # fmt: skip
-def compare(runs: tuple[Path, ...], force: bool, conditions: tuple[str, ...], form: str) -> int:
+def compare(
+    runs: tuple[Path, ...], force: bool, conditions: tuple[str, ...], slo: str | None, attainment: str, form: str
+) -> int:
     """Compare run B with run A: first whether that can be done, then what is faster, and how surely.
 
-    A and B are run folders; one folder of a sweep over two engines is both. What spoils the
-    comparison gives NOT COMPARABLE and exit code 1.
+    A and B are run folders; one folder of a sweep over two engines is both. Either can be what
+    `vllm bench serve --save-result --save-detailed` wrote: a file, or a folder of such files, one a
+    level. What spoils the comparison gives NOT COMPARABLE and exit code 1.
     """
     import msgspec
 
     from loadgen.compare.differences import compare as compare_sides
     from loadgen.compare.differences import decide, fail_on, overall_decision
+    from loadgen.compare.imported import import_side, is_imported
     from loadgen.compare.sides import read_side
     from loadgen.report import comparison as report
+    from loadgen.slo import parse_slos
     from loadgen.summary import run_folders
 
     wanted = [fail_on(text) for text in conditions]
-    folders = [folder for run in runs for folder in run_folders(run)]
+    slos = None if slo is None else parse_slos(slo)
+    share = _attainment(attainment)
+    folders = [folder for run in runs for folder in ([run] if is_imported(run) else run_folders(run))]
     if len(folders) != 2:
         raise UsageError(f"compare takes two runs; these are {len(folders)}: {', '.join(map(str, folders))}")
-    a, b = (read_side(folder) for folder in folders)
-    found = compare_sides(a, b, force=force)
+    a, b = (import_side(folder) if is_imported(folder) else read_side(folder) for folder in folders)
+    found = compare_sides(a, b, force=force, slos=slos, attainment=share)
     rulings = [ruling for condition in wanted for ruling in decide(condition, found)]
     if form == "json":
         value = {"comparison": found, "rulings": rulings}
@@ -550,23 +561,21 @@ def plan(
     """Plan capacity from a sweep: what a replica carries under the SLO, how many, at what cost.
 
     RUN is a run folder, or the folder of a sweep over several engines; several are planned side
-    by side. Where the measurements do not carry a plan it is refused, with what to measure, and the
-    exit code is 1.
+    by side, and of those that differ only in --arrival it says what bursts take from the capacity.
+    Where the measurements do not carry a plan it is refused, with what to measure, and the exit code
+    is 1.
     """
     import msgspec
 
-    from loadgen.plan import plan_run
+    from loadgen.plan import add_bursts, plan_run
     from loadgen.report import planning
     from loadgen.slo import parse_slos
     from loadgen.summary import run_folders
     from loadgen.units import parse_share
 
-    shares = {name: parse_share(text) for name, text in (("attainment", attainment), ("duty", duty))}
-    for name, value in shares.items():
-        if not 0 < value <= 1:
-            raise UsageError(f"--{name} is above 0% and at most 100%")
-    if shares["attainment"] == 1:
-        raise UsageError("--attainment 100% can be shown by no sample; 99% takes 381 requests at least, 99.9% 3,838")
+    mean_share = parse_share(duty)
+    if not 0 < mean_share <= 1:
+        raise UsageError("--duty is above 0% and at most 100%")
     kept_free = parse_share(headroom)
     if kept_free >= 1:
         raise UsageError("--headroom must leave something: below 100%")
@@ -575,7 +584,8 @@ def plan(
         plan_run(
             folder,
             slos,
-            **shares,
+            attainment=_attainment(attainment),
+            duty=mean_share,
             peak_rps=peak_rate,
             headroom=kept_free,
             spares=spares,
@@ -586,11 +596,23 @@ def plan(
         for run in runs
         for folder in run_folders(run)
     ]
+    add_bursts(plans)
     if form == "json":
         click.echo(msgspec.json.format(msgspec.json.encode(plans), indent=2))
     else:
         click.echo((planning.markdown if form == "markdown" else planning.render)(plans), nl=False)
     return 1 if any(found.refused is not None for found in plans) else 0
+
+
+def _attainment(text: str) -> float:
+    from loadgen.units import parse_share
+
+    share = parse_share(text)
+    if not 0 < share <= 1:
+        raise UsageError("--attainment is above 0% and at most 100%")
+    if share == 1:
+        raise UsageError("--attainment 100% can be shown by no sample; 99% takes 381 requests at least, 99.9% 3,838")
+    return share
 
 
 @cli.command()
