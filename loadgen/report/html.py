@@ -19,7 +19,7 @@ from typing import Any
 from loadgen import __version__
 from loadgen.compare.differences import Comparison
 from loadgen.records import Manifest
-from loadgen.report.comparison import WEIGHTS, grouped, verdict_words
+from loadgen.report.comparison import WEIGHTS, capacity_notes, capacity_table, capacity_title, grouped, verdict_words
 from loadgen.report.kernels import heading as kernel_heading
 from loadgen.report.page_data import RunPage, encode
 from loadgen.report.terminal import SIMULATED, in_words, is_open, latency_ms, level_name, load_value, withheld
@@ -161,6 +161,25 @@ def _comparison(comparison: Comparison) -> str:
     parts.append("<ul>")
     parts += [f"<li>{WEIGHTS[weight]}: {escape(text)}</li>" for weight, text in grouped(comparison.findings)]
     parts.append('</ul><div class="charts" id="charts-comparison"></div>')
+    found = comparison.capacities
+    if found is not None and found.refused:
+        parts.append(f"<p>{escape(found.refused)}.</p>")
+    elif found is not None:
+        head, *rows = capacity_table(found)
+        parts.append(
+            f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(capacity_title(found))}"><table>'
+            f"<caption>{escape(capacity_title(found))}</caption><thead><tr>"
+            + "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+            + "</tr></thead><tbody>"
+            + "".join(
+                f'<tr><th scope="row">{escape(row[0])}</th>'
+                + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+                + "</tr>"
+                for row in rows
+            )
+            + "</tbody></table></div>"
+        )
+        parts += [f"<p>{escape(note)}</p>" for note in capacity_notes(found)]
     return "".join(parts)
 
 

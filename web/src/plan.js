@@ -2,10 +2,11 @@
 // A test compares the two.
 
 import { FAILED, OFFERED } from "./data.js";
-import { isotonic, shareInterval } from "./stats.js";
+import { erfc, isotonic, shareInterval } from "./stats.js";
 
 export const HOURS_PER_MONTH = 730.5;
 export const SPEEDS = [10, 20, 30, 50];
+const Z2 = 1.959964 ** 2;
 const SHOWS_LIMIT = ["ERRORS", "DRIFTING", "TOO_FEW"];
 
 /** Goodput, attainment and percentiles of a level.
@@ -98,7 +99,47 @@ export function pointsOf(levels, slos, attainment) {
   const counted = points.filter((p) => p.word !== "not counted" && p.tight.share !== null);
   const fits = isotonic(counted.map((p) => p.tight.share), counted.map((p) => p.tight.requests));
   counted.forEach((point, i) => (point.fit = fits[i]));
+  addChances(counted);
   return points;
+}
+
+/** The sample behind an interval: that whose Wilson interval it is. */
+function effective({ share, ci95 }) {
+  if (share === null || ci95 === null) return null;
+  const end = Math.abs(ci95[1] - share) > Math.abs(ci95[0] - share) ? ci95[1] : ci95[0];
+  return end > 0 && end < 1 ? (Z2 * end * (1 - end)) / (end - share) ** 2 : null;
+}
+
+/** Of each load the chance that it breaks the SLO, of the criterion that is the likeliest to be broken. */
+function addChances(counted) {
+  const byLoad = new Map();
+  for (const point of [...counted].sort((a, b) => a.order - b.order)) byLoad.set(point.order, [...(byLoad.get(point.order) || []), point]);
+  const curves = (counted[0]?.criteria ?? []).map(({ target }, number) => {
+    const loads = [];
+    for (const [load, same] of byLoad) {
+      const known = same.map((point) => point.criteria[number]).map((c) => [c.share, effective(c)]).filter(([share, size]) => share !== null && size !== null);
+      if (!known.length) continue;
+      const size = known.reduce((sum, [, n]) => sum + n, 0);
+      loads.push({ load, size, share: known.reduce((sum, [share, n]) => sum + share * n, 0) / size });
+    }
+    const chances = chancesBroken(loads.map((l) => l.share), loads.map((l) => l.size), target);
+    return new Map(loads.map((l, i) => [l.load, chances[i]]));
+  });
+  for (const [load, same] of byLoad) {
+    if (curves.length && curves.every((curve) => curve.has(load))) for (const point of same) point.chance_broken = Math.max(...curves.map((curve) => curve.get(load)));
+  }
+}
+
+function chancesBroken(shares, sizes, target) {
+  const fitted = isotonic(shares, sizes);
+  const chances = fitted.map((share, i) => {
+    const pooled = sizes.reduce((sum, n, k) => sum + (fitted[k] === share ? n : 0), 0);
+    return 0.5 * erfc((share - target) * Math.sqrt((share === shares[i] ? sizes[i] : pooled) / (target * (1 - target)) / 2));
+  });
+  const keeps = fitted.filter((share) => share >= target).length;
+  for (let i = keeps - 2; i >= 0; i--) chances[i] = Math.min(chances[i], chances[i + 1]);
+  for (let i = keeps + 1; i < chances.length; i++) chances[i] = Math.max(chances[i], chances[i - 1]);
+  return chances;
 }
 
 /** {capacity: [low, high | null], held, broken} or {refused}. */

@@ -127,6 +127,23 @@ function fAbove(d1, d2, x) {
   return x <= 0 ? 1 : incompleteBeta(d2 / (d2 + d1 * x), d2 / 2, d1 / 2);
 }
 
+/** The complementary error function: its series, or beyond 2 its continued fraction. */
+export function erfc(x) {
+  if (x < 0) return 2 - erfc(-x);
+  if (x < 2) {
+    let term = x;
+    let sum = x;
+    for (let n = 1; Math.abs(term) > 1e-17 * sum && n < 200; n++) {
+      term *= (-x * x) / n;
+      sum += term / (2 * n + 1);
+    }
+    return 1 - (2 / Math.sqrt(Math.PI)) * sum;
+  }
+  let fraction = 0;
+  for (let n = 120; n > 0; n--) fraction = n / 2 / (x + fraction);
+  return Math.exp(-x * x) / Math.sqrt(Math.PI) / (x + fraction);
+}
+
 /** Student's t: the value below which a share p of it lies, p above one half. */
 export function studentQuantile(p, degrees) {
   let low = 0;

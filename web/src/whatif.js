@@ -85,6 +85,38 @@ export function whatIf(parent, data, initial) {
     },
   });
 
+  const chance = figure(charts, {
+    id: "chance", title: "Headroom: chance that the SLO is broken, against load", simulated: data.runs.some((one) => one.simulated), height: 320,
+    note: "Below 2.5 % a load keeps the SLO, above 97.5 % it breaks it. At a load between two measured ones the chance lies between theirs: the shaded steps.",
+    empty: "No load counts.",
+    words: () => chances().map((p) => `${p.level.words}: ${percent(p.chance_broken)}`).join(", "),
+    make: (theme) => {
+      const known = chances();
+      if (!known.length) return null;
+      const rates = [...new Set(known.map((p) => p.rate))];
+      const bands = known.slice(1).map((p, i) => [known[i].rate, p.rate, known[i].chance_broken * 100, p.chance_broken * 100]);
+      return {
+        grid: { left: 56, right: 20, top: 30, bottom: 46 },
+        tooltip: tooltip(theme, ({ data }) => (data.point ? `${tip(data.point())}<br>chance that it breaks the SLO: ${percent(data.point().chance_broken, 2)}` : "")),
+        xAxis: loadAxis(theme, "requests/s of one replica", rates),
+        yAxis: valueAxis(theme, false, { max: 100, name: "%" }),
+        series: [
+          {
+            name: "between", type: "custom", silent: true, encode: { x: [0, 1], y: [2, 3] }, data: bands,
+            renderItem: (_, api) => {
+              const [a, b] = [api.coord([api.value(0), api.value(2)]), api.coord([api.value(1), api.value(3)])];
+              return { type: "rect", shape: { x: a[0], y: b[1], width: b[0] - a[0], height: Math.max(a[1] - b[1], 1) }, style: { fill: theme.series[0], opacity: 0.18 } };
+            },
+          },
+          {
+            name: "chance", type: "scatter", symbolSize: 10, itemStyle: { color: theme.series[0] }, data: known.map((p) => ({ value: [p.rate, p.chance_broken * 100], point: () => p })),
+          },
+        ],
+      };
+    },
+  });
+  const chances = () => (plan?.points ?? []).filter((p) => p.chance_broken !== undefined).sort((a, b) => a.order - b.order);
+
   /** What the form asks for; names of fields that hold no number are left in `wrong`. */
   function demand() {
     const wrong = [];
@@ -133,6 +165,7 @@ export function whatIf(parent, data, initial) {
     }
     if (plan === null) plan = { points: [], capacity: null, refused: "" };
     curve.draw();
+    chance.draw();
   }
 
   function show(found, asked) {
@@ -161,10 +194,10 @@ export function whatIf(parent, data, initial) {
   }
 
   function levels(found) {
-    fill(table, "What it rests on", ["Load", "Requests/s", "Goodput, requests/s", "Within the SLO", "95 % interval", "Fit", "The SLO"],
+    fill(table, "What it rests on", ["Load", "Requests/s", "Goodput, requests/s", "Within the SLO", "95 % interval", "Chance that it breaks", "The SLO"],
       found.points.map((p) => [
         p.level.words, amount(p.rate), amount(p.figures.goodput_rps), percent(p.tight.share, 2),
-        p.tight.ci95 ? p.tight.ci95.map((v) => percent(v, 2)).join(" .. ") : "n/a", p.fit === undefined ? "" : percent(p.fit), p.word,
+        p.tight.ci95 ? p.tight.ci95.map((v) => percent(v, 2)).join(" .. ") : "n/a", p.chance_broken === undefined ? "" : percent(p.chance_broken), p.word,
       ]), found.points.map((p) => p.level.valid));
   }
 
