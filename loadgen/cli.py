@@ -224,8 +224,9 @@ def _source(
 @click.option("--slo", metavar="ttft=500ms,tpot=50ms",
               help="Objectives of each request, or of a percentile (ttft:p99=500ms): attainment, goodput.")  # fmt: skip
 @click.option(
-    "--rounds", type=click.IntRange(1, 1000), default=1, show_default=True, help="Go through all levels so often."
-)
+    "--rounds", type=click.IntRange(1, 1000), default=1, show_default=True,
+    help="Go through all levels so often, each time in an order drawn from the seed.",
+)  # fmt: skip
 @click.option("--interleave", is_flag=True, help="Several engines: one round of each in turn, launched anew each time.")
 @click.option("--mig", type=click.Choice(["all"]), help="One engine on each slice, all at once.")
 @click.option("--offline-ceiling", is_flag=True,

@@ -18,7 +18,7 @@ from loadgen.gpus import Nvml
 from loadgen.records import ClientSample, Manifest, write_json
 from loadgen.runner import Interrupts, LevelSpec, Runner
 from loadgen.server_metrics import reconcile
-from loadgen.summary import RunTail, Summary, gather_steady, summarize
+from loadgen.summary import RunTail, Summary, complete, gather_steady, summarize
 from loadgen.sweep_spec import Listener, SweepSpec, Workload
 from loadgen.watch import Watcher
 
@@ -232,6 +232,7 @@ class Run:
             level.load, gathered, samples, mark.interrupted, *watcher.taken(), steady=steady, slos=self._spec.slos
         )
         self.summary.levels.append(result)
+        complete(self.summary)
         self._listener.level_ended(result)
         self._disk_error = runner.disk_error or watcher.disk_error
         self._look_for_death()

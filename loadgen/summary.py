@@ -30,6 +30,7 @@ from loadgen.records import (
     read_records,
     records_path,
 )
+from loadgen.rounds import RoundSpread, over_rounds
 from loadgen.server_metrics import server_figures
 from loadgen.slo import Slo, parse_slos
 from loadgen.steady import SteadyWindow
@@ -47,11 +48,12 @@ class LevelSummary(LevelFigures, kw_only=True):
 
 
 class Summary(msgspec.Struct, kw_only=True):
-    """The content of summary.json."""
+    """The content of summary.json; ``rounds`` where there are several."""
 
     format_version: int = FORMAT_VERSION
     simulated: bool
     levels: list[LevelSummary]
+    rounds: list[RoundSpread] | msgspec.UnsetType = msgspec.UNSET
     notes: list[str] = []
 
     @property
@@ -272,4 +274,11 @@ def summarize_run(run: Path, slos: Sequence[Slo] | None = None) -> tuple[Manifes
     if bad_lines:
         shown = ", ".join(map(str, bad_lines[:5])) + (", ..." if len(bad_lines) > 5 else "")
         notes.append(f"{path}: {len(bad_lines)} lines cannot be read and are left out (lines {shown})")
-    return manifest, Summary(simulated=manifest.simulated, levels=summaries, notes=notes)
+    summary = Summary(simulated=manifest.simulated, levels=summaries, notes=notes)
+    complete(summary)
+    return manifest, summary
+
+
+def complete(summary: Summary) -> None:
+    """Fills in what is said of all levels together."""
+    summary.rounds = over_rounds(summary.levels) or msgspec.UNSET

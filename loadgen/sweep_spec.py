@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import resource
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -41,7 +42,7 @@ class SweepSpec(msgspec.Struct, kw_only=True):
         times_ns: of a trace that is replayed.
         max_in_flight: of an open loop.
         requests, duration_s: how much is measured at each level; exactly one is set.
-        rounds: how often all levels are gone through.
+        rounds: how often all levels are gone through, if more than once in an order drawn from the seed.
         slos: objectives that requests are held against.
         engines: launched one after another; else ``url`` is attached to.
         interleave: one round of each engine in turn, the order turned round each time.
@@ -102,12 +103,20 @@ class SweepSpec(msgspec.Struct, kw_only=True):
         )
 
     def level_specs(self) -> list[LevelSpec]:
-        """The levels of all rounds, in the order in which they are run."""
+        """The levels of all rounds, in the order in which they are run: of several rounds each has its own, drawn
+        from the seed, so that what grows with time (heat, a cache that fills) falls on no load more than on another.
+        """
         return [
-            self._level(round_index * self.loads + position, position, round_index if self.rounds > 1 else None)
+            self._level(round_index * self.loads + place, position, round_index if self.rounds > 1 else None)
             for round_index in range(self.rounds)
-            for position in range(self.loads)
+            for place, position in enumerate(self._order(round_index))
         ]
+
+    def _order(self, round_index: int) -> list[int]:
+        order = list(range(self.loads))
+        if self.rounds > 1:
+            random.Random(self.source.seed * 1_000_003 + round_index).shuffle(order)
+        return order
 
     def _level(self, index: int, position: int, round_index: int | None) -> LevelSpec:
         if not self.rates:

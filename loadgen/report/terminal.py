@@ -5,8 +5,11 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
+import msgspec
+
 from loadgen.offline import OfflineReport
 from loadgen.records import Manifest
+from loadgen.rounds import Spread
 from loadgen.server_metrics import RECONCILED
 from loadgen.slo import SloFigures
 from loadgen.stats import QUANTILES, Distribution, quantile_floor
@@ -53,6 +56,7 @@ def render(manifest: Manifest, summary: Summary) -> str:
     if summary.levels:
         parts.append(_table(summary.levels))
         parts.append(_footnotes(summary))
+        parts.append(_rounds(summary))
         parts.append("\n".join(_judgement(level) for level in summary.levels))
     else:
         parts.append("No level was measured.")
@@ -130,6 +134,55 @@ def _table(levels: list[LevelSummary]) -> str:
             + ("" if level.verdict.status == "VALID" else " !")
         )
     return "\n".join([*head, *(row.rstrip() for row in rows)])
+
+
+ROUND_ROWS = {
+    "ttft_mean_s": "TTFT mean, ms",
+    "ttft_p50_s": "TTFT p50, ms",
+    "ttft_p99_s": "TTFT p99, ms",
+    "tpot_mean_s": "TPOT mean, ms",
+    "output_throughput_tps": "output tokens/s",
+}
+
+
+def _rounds(summary: Summary) -> str:
+    """What the rounds of each load say together; empty for a single round."""
+    if isinstance(summary.rounds, msgspec.UnsetType):
+        return ""
+    upper, lower = load_column(summary.levels)
+    count = len({level.load["round"] for level in summary.levels})
+    rows = [
+        f"Over {count} round{'s' * (count != 1)}",
+        f"{upper:>6}  {'':<16}{'mean over':>10}{'':>19}{'error in':>10}{'between':>10}",
+        f"{lower:>6}  {'':<16}{'rounds':>10}{'95 % interval':>19}{'a round':>10}{'rounds':>10}",
+        "-" * 73,
+    ]
+    notes = []
+    for one in summary.rounds:
+        name = level_name(one.load)
+        if one.left_out:
+            notes.append(f"{in_words(one.load)}: left out, since not valid: {', '.join(one.left_out)}")
+        if not one.metrics:
+            rows.append(f"{name:>6}  {one.rounds} valid round{'s' * (one.rounds != 1)}: two are needed")
+        for key, spread in one.metrics.items():
+            rows.append(f"{name:>6}  {ROUND_ROWS[key]:<16}" + _spread_cells(key, spread))
+            name = ""
+    notes.append(
+        "error in a round: of its mean, by its own requests; between rounds: standard deviation beyond that error"
+    )
+    return "\n".join([*rows, *(fill(note) for note in notes)])
+
+
+def _spread_cells(key: str, spread: Spread) -> str:
+    low, high = spread.ci95
+    half = (high - low) / 2
+    if key.endswith("_s"):
+        cells = [format_ms(spread.mean, half), f"{format_ms(low, half)} .. {format_ms(high, half)}"]
+        cells += [format_ms(spread.within), format_ms(spread.between)]
+    else:
+        cells = [format_count(spread.mean), f"{format_count(low)} .. {format_count(high)}"]
+        cells += ["n/a" if v is None else format_count(v) for v in (spread.within, spread.between)]
+    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, (10, 19, 10, 10), strict=True))
 
 
 def _footnotes(summary: Summary) -> str:

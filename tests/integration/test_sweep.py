@@ -82,6 +82,27 @@ def test_a_sweep_leaves_a_whole_run_folder(sim: RunningSim, tmp_path: Path) -> N
     assert json.loads(again.stdout) == summary
 
 
+def test_rounds_run_in_an_order_drawn_from_the_seed_and_are_taken_together(sim: RunningSim, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = run(
+        *("sweep", "--url", sim.url, "--concurrency", "1,2,3", "--requests", "20", "--rounds", "3", "--seed", "5"),
+        *("--input-tokens", "10", "--output-tokens", "5", "--output", str(out)),
+    )
+    assert done.returncode in (0, 1), done.stderr
+    assert "Over 3 rounds" in done.stdout and all(len(line) <= 80 for line in done.stdout.splitlines()[:-1])
+    manifest = json.loads((out / "manifest.json").read_text())
+    orders = [[load["concurrency"] for load in manifest["levels"] if load["round"] == r] for r in range(3)]
+    assert all(sorted(order) == [1, 2, 3] for order in orders) and orders != [[1, 2, 3]] * 3
+    summary = json.loads((out / "summary.json").read_text())
+    assert [level["load"] for level in summary["levels"]] == manifest["levels"]
+    assert [one["load"]["concurrency"] for one in summary["rounds"]] == [1, 2, 3]
+    for one in summary["rounds"]:
+        assert one["rounds"] + len(one["left_out"]) == 3
+        if one["rounds"] > 1:
+            assert one["metrics"]["ttft_mean_s"]["mean"] >= TTFT_S
+    assert json.loads(run("report", str(out), "--json").stdout) == summary
+
+
 def test_a_level_by_duration_measures_that_long(sim: RunningSim, tmp_path: Path) -> None:
     out = tmp_path / "run"
     done = run(
