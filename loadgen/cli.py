@@ -20,6 +20,7 @@ from loadgen.errors import LoadgenError, UsageError
 
 EPILOG = "Exit codes: 0 valid, 1 ran but a verdict failed, 2 usage or bad input, 3 an engine failed."
 DEFAULT_DURATION = "20s"
+DEFAULT_MAX_DURATION = "10m"
 
 
 @click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -109,6 +110,28 @@ def _parse_load(
     if rate is None:
         raise UsageError("give --concurrency 1,8,64 (a closed loop) or --rate 2,4,8 (an open one)")
     return {**open_loop, "rates": _parse_rates(rate)}
+
+
+def _parse_precision(
+    precision: str | None, duration: str | None, max_duration: str | None, requests: int | None
+) -> dict[str, Any]:
+    """The fields of SweepSpec that say for how long a level is measured, beside ``duration_s``."""
+    from loadgen.units import parse_duration_s, parse_share
+
+    if precision is None:
+        if max_duration is not None:
+            raise UsageError("--max-duration goes with --precision 5%; without it --duration says how long")
+        return {}
+    if requests is not None:
+        raise UsageError("--precision decides how much is measured: give no --requests and no --arrival replay")
+    share = parse_share(precision)
+    if not 0 < share < 1:
+        raise UsageError(f"--precision takes a share of the figures between 0 and 100%, not {precision}")
+    least_s = parse_duration_s(duration or DEFAULT_DURATION)
+    most_s = parse_duration_s(max_duration or DEFAULT_MAX_DURATION)
+    if least_s > most_s:
+        raise UsageError(f"--duration, the least, is {least_s:g} s, and --max-duration {most_s:g} s: give more for it")
+    return {"precision": share, "max_duration_s": most_s}
 
 
 def _parse_rates(text: str) -> list[float]:
@@ -221,6 +244,11 @@ def _source(
               help="Synthetic ids stay below this, and below a launched model's own vocabulary.")  # fmt: skip
 @click.option("--requests", type=int, metavar="N", help="Measure N requests at each level.")
 @click.option("--duration", metavar="60s", help=f"Measure for so long at each level.  [default: {DEFAULT_DURATION}]")
+@click.option("--precision", metavar="5%",
+              help="Measure on until the 95 % intervals of mean TTFT, mean TPOT and output throughput are at most so "
+              "wide on either side; --duration is the least.")  # fmt: skip
+@click.option("--max-duration", metavar="10m",
+              help=f"At most, of a level with --precision.  [default: {DEFAULT_MAX_DURATION}]")  # fmt: skip
 @click.option("--slo", metavar="ttft=500ms,tpot=50ms",
               help="Objectives of each request, or of a percentile (ttft:p99=500ms): attainment, goodput.")  # fmt: skip
 @click.option(
@@ -270,6 +298,8 @@ def sweep(
     vocab_size: int,
     requests: int | None,
     duration: str | None,
+    precision: str | None,
+    max_duration: str | None,
     slo: str | None,
     rounds: int,
     interleave: bool,
@@ -343,6 +373,7 @@ def sweep(
         **load,
         requests=requests,
         duration_s=None if requests is not None else parse_duration_s(duration or DEFAULT_DURATION),
+        **_parse_precision(precision, duration, max_duration, requests),
         rounds=rounds,
         slos=[] if slo is None else parse_slos(slo),
         warmup=warmup,

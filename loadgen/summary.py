@@ -15,9 +15,11 @@ import msgspec
 from loadgen.errors import RunFolderError
 from loadgen.gpus import gpu_figures
 from loadgen.metrics import LevelAccumulator, LevelFigures, accumulator_for, level_figures, steady_of
+from loadgen.precision import Precision, Reached, is_met, reached, tells
 from loadgen.records import (
     FORMAT_VERSION,
     ClientSample,
+    Ended,
     GpuSample,
     LevelMark,
     Manifest,
@@ -43,6 +45,7 @@ class LevelSummary(LevelFigures, kw_only=True):
     """A level's figures and its verdict; ``server`` is what the engine says of it, ``gpu`` what the cards do."""
 
     verdict: Verdict
+    precision: Precision | msgspec.UnsetType = msgspec.UNSET  # where one was asked for
     server: dict[str, Any] | None = None
     gpu: dict[str, Any] | None = None
 
@@ -128,6 +131,15 @@ class RunTail:
         self._before = self._offset
         yield from self._read(unwritten)
 
+    def peek(self) -> Iterable[RequestRecord]:
+        """What :meth:`records` would give now, as far as the disk has it."""
+        with self._path.open("rb") as lines:
+            lines.seek(self._offset)
+            for line in lines:
+                record = decode_record(line)
+                if record is not None:
+                    yield record
+
     def again(self, unwritten: list[str]) -> Iterable[RequestRecord]:
         """What :meth:`records` gave last."""
         self._offset = self._before
@@ -195,6 +207,39 @@ def gather_steady(
     return gathered, steady
 
 
+def look(
+    level: int, load: dict[str, Any], read: Callable[[], Iterable[RequestRecord]], start_ns: int, now_ns: int
+) -> tuple[Reached, bool]:
+    """How well a level that goes on knows its figures by now, and whether that may be believed.
+
+    The window ends as long before now as the longest request took: of what was issued later, those that
+    have ended are the short ones, and the tokens of the others are not in the records yet.
+    """
+    longest = max((record.end_ns - _issued_ns(record) for record in read()), default=0)
+    end_ns = max(start_ns, now_ns - longest)
+    mark = LevelMark(level=level, window_start_ns=start_ns, window_end_ns=end_ns)
+
+    def ended() -> Iterable[RequestRecord]:
+        return (record for record in read() if _issued_ns(record) <= end_ns)
+
+    gathered, steady = gather_steady(load, ended, mark)
+    return reached(load, gathered), tells(load, gathered, steady)
+
+
+def _issued_ns(record: RequestRecord) -> int:
+    due = record.sent_ns if record.scheduled_ns is None else record.scheduled_ns
+    return record.end_ns if due is None else due
+
+
+def precision_of(asked: float, load: dict[str, Any], gathered: LevelAccumulator, mark: LevelMark | None) -> Precision:
+    """What a level that has ended came to, of the precision that was asked for."""
+    found = reached(load, gathered)
+    ended: Ended = "interrupted" if mark is None or mark.ended is None else mark.ended
+    return Precision(
+        asked=asked, reached=found, met=is_met(asked, found), ended=ended, looks=0 if mark is None else mark.looks
+    )
+
+
 def summarize(
     load: dict[str, Any],
     gathered: LevelAccumulator,
@@ -204,6 +249,7 @@ def summarize(
     gpu: list[GpuSample],
     steady: SteadyWindow | None = None,
     slos: Sequence[Slo] = (),
+    precision: Precision | None = None,
 ) -> LevelSummary:
     """One level from all that is known of it."""
     figures = level_figures(load, gathered, samples, interrupted, steady, slos)
@@ -212,6 +258,7 @@ def summarize(
     return LevelSummary(
         **msgspec.structs.asdict(figures),
         verdict=judge(figures),
+        precision=msgspec.UNSET if precision is None else precision,
         server=server_figures(server, start, end, figures.totals),
         gpu=gpu_figures(gpu, start, end, tokens),
     )
@@ -266,8 +313,12 @@ def summarize_run(run: Path, slos: Sequence[Slo] | None = None) -> tuple[Manifes
         if steady.start_ns > found.start_ns:
             bounds = mark or LevelMark(level=level, window_start_ns=found.start_ns, window_end_ns=found.end_ns)
             found = gather(read_records(path)[0], bounds, steady.start_ns)
+        asked = manifest.load.get("precision")
+        precision = None if asked is None else precision_of(asked, load, found, mark)
         summaries.append(
-            summarize(load, found, own, interrupted, server.get(level, []), gpu.get(level, []), steady, slos)
+            summarize(
+                load, found, own, interrupted, server.get(level, []), gpu.get(level, []), steady, slos, precision
+            )
         )
     if len(levels) < len(manifest.levels):
         notes.append(f"{len(manifest.levels) - len(levels)} of {len(manifest.levels)} levels were not run")

@@ -42,6 +42,8 @@ class SweepSpec(msgspec.Struct, kw_only=True):
         times_ns: of a trace that is replayed.
         max_in_flight: of an open loop.
         requests, duration_s: how much is measured at each level; exactly one is set.
+        precision: each level goes on until its figures are known so well (relative half width of their
+            95 % intervals), or for ``max_duration_s``; ``duration_s`` is then the least.
         rounds: how often all levels are gone through, if more than once in an order drawn from the seed.
         slos: objectives that requests are held against.
         engines: launched one after another; else ``url`` is attached to.
@@ -65,6 +67,8 @@ class SweepSpec(msgspec.Struct, kw_only=True):
     max_in_flight: int = DEFAULT_IN_FLIGHT
     requests: int | None = None
     duration_s: float | None = None
+    precision: float | None = None
+    max_duration_s: float | None = None
     rounds: int = 1
     slos: list[Slo] = []
     warmup: bool = True
@@ -126,6 +130,8 @@ class SweepSpec(msgspec.Struct, kw_only=True):
                 requests=self.requests,
                 duration_s=self.duration_s,
                 warmup=self.warmup,
+                precision=self.precision,
+                max_duration_s=self.max_duration_s,
                 round=round_index,
             )
         kind, cv = self.arrival
@@ -143,6 +149,8 @@ class SweepSpec(msgspec.Struct, kw_only=True):
             duration_s=self.duration_s,
             warmup=self.warmup and kind != "replay",  # a trace is measured from its first request on
             warmup_s=min(max(WARMUP_SHARE * expected_s, LEAST_WARMUP_S), MOST_WARMUP_S),
+            precision=self.precision,
+            max_duration_s=self.max_duration_s,
             round=round_index,
         )
 

@@ -8,6 +8,8 @@ from typing import Any
 import msgspec
 
 from loadgen.offline import OfflineReport
+from loadgen.precision import Precision
+from loadgen.precision import in_words as reached_in_words
 from loadgen.records import Manifest
 from loadgen.rounds import Spread
 from loadgen.server_metrics import RECONCILED
@@ -74,6 +76,8 @@ def _heading(manifest: Manifest) -> str:
         prompts = f"synthetic prompts, {dataset['input_tokens']} tokens in, {dataset['output_tokens']} out"
     load = manifest.load
     amount = f"{load['requests']} requests" if load["requests"] else f"{load['duration_s']:g} s"
+    if load.get("precision") is not None:
+        amount = f"{load['duration_s']:g} to {load['max_duration_s']:g} s, until {load['precision'] * 100:g} % precise,"
     lines = [
         f"{engine['kind']}{version} serving {engine['model']} at {engine['url']} (/v1, {engine['endpoint']})",
         f"{prompts}; {_load_words(load)}, {amount} measured per level; seed {manifest.seed}",
@@ -250,6 +254,8 @@ def _remarks(level: LevelSummary) -> list[str]:
         remarks.append(f"{tokens['shared_read']:.0%} of the token events shared a read with the one before")
     if (level.steady.cut_transient or level.steady.cut_turnover) and level.steady.steady is not False:
         remarks.append(f"steady state: {level.steady.reason}")
+    if isinstance(level.precision, Precision):
+        remarks.append(precision_words(level.precision))
     if isinstance(level.slo, SloFigures):
         remarks += slo_words(level.slo)
     if level.stalls["requests"]:
@@ -265,6 +271,17 @@ def _remarks(level: LevelSummary) -> list[str]:
         remarks.append(f"the server counted {counts}, loadgen {own}: something else uses it, or requests were lost")
     remarks += [text for text in (server_words(server), gpu_words(level)) if text]
     return [textwrap.fill(remark, WIDTH, initial_indent="  ", subsequent_indent="  ") for remark in remarks]
+
+
+def precision_words(precision: Precision) -> str:
+    """How well a level knows its figures, and why it ended."""
+    why = {
+        "precision": "and so it ended",
+        "budget": "when --max-duration was over",
+        "interrupted": "when it was interrupted",
+    }[precision.ended]
+    word = "reached" if precision.met else "NOT REACHED"
+    return f"precision of {precision.asked * 100:g} % {word}, {why}: {reached_in_words(precision.reached)}"
 
 
 def slo_words(slo: SloFigures) -> list[str]:

@@ -103,6 +103,45 @@ def test_rounds_run_in_an_order_drawn_from_the_seed_and_are_taken_together(sim: 
     assert json.loads(run("report", str(out), "--json").stdout) == summary
 
 
+@pytest.mark.parametrize("load", [["--concurrency", "4"], ["--rate", "150"]])
+def test_a_level_goes_on_until_it_is_precise(sim: RunningSim, tmp_path: Path, load: list[str]) -> None:
+    out = tmp_path / "run"
+    done = run(
+        *("sweep", "--url", sim.url, *load, "--precision", "30%", "--duration", "500ms", "--max-duration", "40s"),
+        *("--input-tokens", "10", "--output-tokens", "5", "--workers", "2", "--output", str(out)),
+    )
+    assert done.returncode in (0, 1), done.stderr
+    summary = json.loads((out / "summary.json").read_text())
+    level = summary["levels"][0]
+    precision = level["precision"]
+    assert precision["ended"] == "precision" and precision["looks"] >= 3
+    assert precision["met"] and max(precision["reached"].values()) <= 0.3
+    assert "precision of 30 % reached" in done.stdout and "after 1 s" in done.stderr
+    measured = [r for r in records_of(out) if r["phase"] == "measure"]
+    assert len(measured) >= 200, "fewer are not believed"
+    span_s = (level["window"]["end_ns"] - min(r["scheduled_ns"] or r["sent_ns"] for r in measured)) / 1e9
+    assert 0.5 < span_s < 40
+    # What was issued after the end is not measured, and the load was held behind it.
+    assert all((r["scheduled_ns"] or r["sent_ns"]) <= level["window"]["end_ns"] + 60_000_000 for r in measured)
+    assert any(r["phase"] == "drain" for r in records_of(out))
+    assert json.loads(run("report", str(out), "--json").stdout) == summary
+
+
+def test_a_precision_that_is_not_reached_is_said_and_is_no_failure(sim: RunningSim, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = run(
+        *("sweep", "--url", sim.url, "--concurrency", "4", "--precision", "0.001%", "--duration", "500ms"),
+        *("--max-duration", "2s", "--input-tokens", "10", "--output-tokens", "5", "--output", str(out)),
+    )
+    summary = json.loads((out / "summary.json").read_text())
+    level = summary["levels"][0]
+    assert level["precision"]["ended"] == "budget" and not level["precision"]["met"]
+    assert any("a precision of 0.001 % was not reached within 2 s" in note for note in summary["notes"])
+    assert done.returncode == (0 if level["verdict"]["status"] == "VALID" else 1)
+    assert level["duration_s"] == pytest.approx(2, abs=0.01) or level["steady"]["cut_transient"]
+    assert json.loads(run("report", str(out), "--json").stdout) == summary
+
+
 def test_a_level_by_duration_measures_that_long(sim: RunningSim, tmp_path: Path) -> None:
     out = tmp_path / "run"
     done = run(
@@ -157,6 +196,11 @@ BAD_INPUT: dict[str, tuple[list[str], str]] = {
     "level beyond the open-file limit": (["--concurrency", "100000000"], "use more --workers"),
     "level no number": (["--concurrency", "1,eight"], "'eight' is none"),
     "no level": (["--concurrency", ""], "--concurrency takes numbers"),
+    "precision without a share": (["--concurrency", "1", "--precision", "5"], "write it as 20%"),
+    "precision with requests": (["--concurrency", "1", "--precision", "5%", "--requests", "9"], "give no --requests"),
+    "precision of nothing": (["--concurrency", "1", "--precision", "0%"], "between 0 and 100%"),
+    "longest below least": (["--concurrency", "1", "--precision", "5%", "--max-duration", "5s"], "give more for it"),
+    "longest of nothing": (["--concurrency", "1", "--max-duration", "5s"], "goes with --precision"),
     "requests zero": (["--concurrency", "1", "--requests", "0"], "--requests must be 1 or above"),
     "duration without a unit": (["--concurrency", "1", "--duration", "60"], "write it with a unit"),
     "both amounts": (["--concurrency", "1", "--duration", "1s", "--requests", "1"], "exclude each other"),
