@@ -21,6 +21,7 @@ from loadgen.errors import LoadgenError, UsageError
 EPILOG = "Exit codes: 0 valid, 1 ran but a verdict failed, 2 usage or bad input, 3 an engine failed."
 DEFAULT_DURATION = "20s"
 DEFAULT_MAX_DURATION = "10m"
+DEFAULT_MAX_FIND = "1h"
 
 
 @click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -110,6 +111,58 @@ def _parse_load(
     if rate is None:
         raise UsageError("give --concurrency 1,8,64 (a closed loop) or --rate 2,4,8 (an open one)")
     return {**open_loop, "rates": _parse_rates(rate)}
+
+
+def _parse_find(
+    kind: str,
+    concurrency: str | None,
+    rate: str | None,
+    arrival: str | None,
+    max_in_flight: int | None,
+    slo: str | None,
+    attainment: str | None,
+    duration: str | None,
+    max_duration: str | None,
+    max_find: str | None,
+) -> dict[str, Any]:
+    """The fields of SweepSpec that say what is looked for."""
+    from loadgen.find import Goal
+    from loadgen.pacing import parse_arrival
+    from loadgen.slo import EXAMPLE, parse_slos
+    from loadgen.sweep_spec import DEFAULT_IN_FLIGHT
+    from loadgen.units import parse_duration_s, parse_share
+
+    if concurrency is not None and rate is not None:
+        raise UsageError("--find raises one of the two: start from --concurrency N or from --rate R")
+    if kind == "knee":
+        for name, value in {"--rate": rate, "--arrival": arrival, "--attainment": attainment}.items():
+            if value is not None:
+                raise UsageError(f"{name} does not go with --find knee, which raises the requests in flight")
+    elif slo is None:
+        raise UsageError(f"--find capacity needs to know what is to be kept: --slo {EXAMPLE}")
+    starts = [1] if concurrency is None else _parse_levels(concurrency)
+    rates = [] if rate is None else _parse_rates(rate)
+    if len(starts) > 1 or len(rates) > 1:
+        raise UsageError("--find starts from a single load: --concurrency N or --rate R")
+    share = parse_share(attainment or "99%")
+    if not 0 < share < 1:
+        raise UsageError(f"--attainment takes a share between 0 and 100%, not {attainment}")
+    least_s = parse_duration_s(duration or DEFAULT_DURATION)
+    in_flight = max_in_flight or DEFAULT_IN_FLIGHT
+    if starts[0] > in_flight:
+        raise UsageError(f"--concurrency {starts[0]} is above --max-in-flight {in_flight}")
+    goal = Goal(
+        kind=kind,  # type: ignore[arg-type]
+        over="rate" if rates else "concurrency",
+        start=float(rates[0] if rates else starts[0]),
+        highest=100_000.0 if rates else float(in_flight),
+        slo="" if slo is None else ",".join(one.text for one in parse_slos(slo)),
+        attainment=share,
+        duration_s=least_s,
+        max_duration_s=max(least_s, parse_duration_s(max_duration or DEFAULT_MAX_DURATION)),
+        max_find_s=parse_duration_s(max_find or DEFAULT_MAX_FIND),
+    )
+    return {"find": goal, "arrival": parse_arrival(arrival or "poisson"), "max_in_flight": in_flight}
 
 
 def _parse_precision(
@@ -223,6 +276,12 @@ def _source(
 
 @cli.command(epilog=EPILOG)
 @click.option("--concurrency", metavar="1,8,64", help="Requests in flight at each level: a closed loop.")
+@click.option("--find", type=click.Choice(["capacity", "knee"]),
+              help="Look for the highest load that keeps --slo, or for the one above which throughput rises no more, "
+              "from 1 in flight, --concurrency N or --rate R on.")  # fmt: skip
+@click.option("--attainment", metavar="99%", help="Of --find capacity: so many requests are to keep --slo.  "
+              "[default: 99%]")  # fmt: skip
+@click.option("--max-find", metavar="1h", help=f"Of --find: at most, in all.  [default: {DEFAULT_MAX_FIND}]")
 @click.option("--rate", metavar="2,4,8", help="Requests/s at each level, whatever the server does: an open loop.")
 @click.option("--arrival", metavar="A", help="Of an open loop: poisson, constant, gamma:CV, or replay, the time "
               "stamps of the dataset.  [default: poisson]")  # fmt: skip
@@ -248,7 +307,7 @@ def _source(
               help="Measure on until the 95 % intervals of mean TTFT, mean TPOT and output throughput are at most so "
               "wide on either side; --duration is the least.")  # fmt: skip
 @click.option("--max-duration", metavar="10m",
-              help=f"At most, of a level with --precision.  [default: {DEFAULT_MAX_DURATION}]")  # fmt: skip
+              help=f"At most, of a level with --precision or --find.  [default: {DEFAULT_MAX_DURATION}]")  # fmt: skip
 @click.option("--slo", metavar="ttft=500ms,tpot=50ms",
               help="Objectives of each request, or of a percentile (ttft:p99=500ms): attainment, goodput.")  # fmt: skip
 @click.option(
@@ -285,6 +344,9 @@ def _source(
 @sim_options
 def sweep(
     concurrency: str | None,
+    find: str | None,
+    attainment: str | None,
+    max_find: str | None,
     rate: str | None,
     arrival: str | None,
     speedup: float | None,
@@ -337,7 +399,22 @@ def sweep(
     from loadgen.sweep_spec import SweepSpec, default_output
     from loadgen.units import parse_duration_s
 
-    load = _parse_load(concurrency, rate, arrival, speedup, max_in_flight, dataset)
+    if find is None:
+        for name, value in (("--attainment", attainment), ("--max-find", max_find)):
+            if value is not None:
+                raise UsageError(f"{name} goes with --find")
+        load = _parse_load(concurrency, rate, arrival, speedup, max_in_flight, dataset)
+    else:
+        refused = {
+            "--interleave": interleave, "--mig": mig, "--rounds": rounds > 1, "--precision": precision,
+            "--requests": requests, "--speedup": speedup, "--arrival replay": arrival == "replay",
+        }  # fmt: skip
+        for name, given_value in refused.items():
+            if given_value:
+                raise UsageError(f"{name} and --find exclude each other: a search chooses its levels itself")
+        load = _parse_find(
+            find, concurrency, rate, arrival, max_in_flight, slo, attainment, duration, max_duration, max_find
+        )
     if load.get("times_ns"):
         if requests is not None or duration is not None or rounds > 1:
             raise UsageError("--arrival replay sends the whole trace once: no --requests, --duration or --rounds")
@@ -373,7 +450,7 @@ def sweep(
         **load,
         requests=requests,
         duration_s=None if requests is not None else parse_duration_s(duration or DEFAULT_DURATION),
-        **_parse_precision(precision, duration, max_duration, requests),
+        **({} if find is not None else _parse_precision(precision, duration, max_duration, requests)),
         rounds=rounds,
         slos=[] if slo is None else parse_slos(slo),
         warmup=warmup,

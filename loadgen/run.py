@@ -197,6 +197,8 @@ class Run:
                     {"model": "open", "arrival": spec.level_specs()[0].load["arrival"]}
                     if spec.rates
                     else {"model": "closed"}
+                    if spec.find is None
+                    else {"model": "search", "find": msgspec.to_builtins(spec.find)}
                 ),
                 "requests": spec.requests,
                 "duration_s": spec.duration_s,
@@ -219,13 +221,22 @@ class Run:
             },
         )
 
+    def announce(self, level: LevelSpec) -> None:
+        """A level that is not in the manifest yet, since it follows from those before."""
+        assert self._manifest is not None
+        self._manifest.levels.append(level.load)
+        try:
+            write_json(self.folder / "manifest.json", self._manifest)
+        except OSError as error:
+            self._disk_error = self._disk_error or error.strerror
+
     async def level(self, level: LevelSpec) -> None:
         """Measures one level; its summary is in the folder when this returns."""
         assert self._runner is not None and self._watcher is not None
         runner, watcher = self._runner, self._watcher
         engine = self._launched
         if engine and engine.command.resets_prefix_cache and not await control.reset_prefix_cache(engine.url):
-            self._note("the prefix cache could not be emptied between levels; see cached_input in summary.json")
+            self.note("the prefix cache could not be emptied between levels; see cached_input in summary.json")
         await watcher.start(level.index)
         self._listener.level_started(level)
         samples: list[ClientSample] = []
@@ -253,12 +264,13 @@ class Run:
             precision=precision,
         )
         if precision is not None and not precision.met and precision.ended == "budget":
-            self._note(
+            self.note(
                 f"{in_words(level.load)}: a precision of {precision.asked * 100:g} % was not reached within "
                 f"{level.max_duration_s:g} s: {reached_in_words(precision.reached)}"
             )
         self.summary.levels.append(result)
-        complete(self.summary)
+        assert self._manifest is not None
+        complete(self.summary, self._manifest.load.get("find"))
         self._listener.level_ended(result)
         self._disk_error = runner.disk_error or watcher.disk_error
         self._look_for_death()
@@ -285,7 +297,7 @@ class Run:
     def _look_for_death(self) -> None:
         if self._launched is not None and not self._engine_died and (death := self._launched.death()) is not None:
             self._engine_died = True
-            self._note(f"{self._launched.command.kind} {FAILED}: {death.splitlines()[0]}")
+            self.note(f"{self._launched.command.kind} {FAILED}: {death.splitlines()[0]}")
 
     async def _await_death(self) -> None:
         """A level was given up. An engine that is dying answers wrongly first, then closes its port,
@@ -298,7 +310,7 @@ class Run:
                 return
             if waited > DYING_S:
                 self._engine_died = True
-                self._note(f"{self._launched.command.kind} {FAILED}: it answers no more, though its process lives")
+                self.note(f"{self._launched.command.kind} {FAILED}: it answers no more, though its process lives")
                 return
             await asyncio.sleep(0.1)
 
@@ -313,7 +325,7 @@ class Run:
                 return
             await asyncio.sleep(0.2)
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
         """Keeps a remark for the reports, now and when they are made again."""
         if text not in self.summary.notes:
             self.summary.notes.append(text)
@@ -344,7 +356,8 @@ class Run:
 
     def finish(self) -> None:
         """Says what was not run."""
-        left = len(self._spec.level_specs()) - len(self.summary.levels)
+        planned = len(self._spec.level_specs()) or len(self._manifest.levels if self._manifest is not None else ())
+        left = planned - len(self.summary.levels)
         if left:
             self.summary.notes.append(f"{left} of {left + len(self.summary.levels)} levels were not run")
         if self._disk_error:

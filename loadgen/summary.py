@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from loadgen.errors import RunFolderError
+from loadgen.find import Find, find_of
 from loadgen.gpus import gpu_figures
 from loadgen.metrics import LevelAccumulator, LevelFigures, accumulator_for, level_figures, steady_of
 from loadgen.precision import Precision, Reached, is_met, reached, tells
@@ -51,17 +52,20 @@ class LevelSummary(LevelFigures, kw_only=True):
 
 
 class Summary(msgspec.Struct, kw_only=True):
-    """The content of summary.json; ``rounds`` where there are several."""
+    """The content of summary.json; ``rounds`` where there are several, ``find`` where something was looked for."""
 
     format_version: int = FORMAT_VERSION
     simulated: bool
     levels: list[LevelSummary]
     rounds: list[RoundSpread] | msgspec.UnsetType = msgspec.UNSET
+    find: Find | msgspec.UnsetType = msgspec.UNSET
     notes: list[str] = []
 
     @property
     def valid(self) -> bool:
-        """Whether every level is VALID."""
+        """Whether every level is VALID; or what was looked for is found, beyond which no level need be."""
+        if isinstance(self.find, Find):
+            return self.find.found
         return bool(self.levels) and all(level.verdict.status == "VALID" for level in self.levels)
 
 
@@ -326,10 +330,18 @@ def summarize_run(run: Path, slos: Sequence[Slo] | None = None) -> tuple[Manifes
         shown = ", ".join(map(str, bad_lines[:5])) + (", ..." if len(bad_lines) > 5 else "")
         notes.append(f"{path}: {len(bad_lines)} lines cannot be read and are left out (lines {shown})")
     summary = Summary(simulated=manifest.simulated, levels=summaries, notes=notes)
-    complete(summary)
+    own_slos = ",".join(slo.text for slo in slos) == (manifest.load.get("slo") or "")
+    # A search went by its own objectives: under others it would have measured other loads.
+    complete(summary, manifest.load.get("find") if own_slos else None)
     return manifest, summary
 
 
-def complete(summary: Summary) -> None:
-    """Fills in what is said of all levels together."""
+def complete(summary: Summary, find: dict[str, Any] | None) -> None:
+    """Fills in what is said of all levels together.
+
+    Args:
+        find: what was looked for, as the manifest has it.
+    """
     summary.rounds = over_rounds(summary.levels) or msgspec.UNSET
+    if find is not None:
+        summary.find = find_of(find, summary.levels) or msgspec.UNSET

@@ -15,6 +15,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
+from itertools import chain, islice
 from typing import cast
 
 import msgspec
@@ -494,7 +495,9 @@ class OpenLoop(Level):
         self._hold_ns: int | None = None
         self._start_ns = 0
         self._backlog: deque[tuple[int, Phase]] = deque()
-        self._times = self._own_times(schedule(prepare.arrivals), worker.setup.worker, prepare.workers)
+        times = self._own_times(schedule(prepare.arrivals), worker.setup.worker, prepare.workers)
+        # The first is drawn now: with it numpy is imported, which would make the first requests late.
+        self._times: Iterator[tuple[int, Phase]] = chain(list(islice(times, 1)), times)
         self._alarm = Alarm(worker.loop, self._due)
         self._next_due: tuple[int, Phase] | None = None
         rate = prepare.arrivals.rate_rps / prepare.workers

@@ -7,10 +7,12 @@ from typing import Any
 
 import msgspec
 
+from loadgen.find import Find
 from loadgen.offline import OfflineReport
 from loadgen.precision import Precision
 from loadgen.precision import in_words as reached_in_words
 from loadgen.records import Manifest
+from loadgen.report.finding import rows, sentences
 from loadgen.rounds import Spread
 from loadgen.server_metrics import RECONCILED
 from loadgen.slo import SloFigures
@@ -59,6 +61,10 @@ def render(manifest: Manifest, summary: Summary) -> str:
         parts.append(_table(summary.levels))
         parts.append(_footnotes(summary))
         parts.append(_rounds(summary))
+        if isinstance(summary.find, Find):
+            title = "Search for the knee" if summary.find.kind == "knee" else "Search for the capacity"
+            parts.append("\n".join([title, *rows(summary.find)]))
+            parts.append("\n".join(fill(sentence) for sentence in sentences(summary.find)))
         parts.append("\n".join(_judgement(level) for level in summary.levels))
     else:
         parts.append("No level was measured.")
@@ -86,6 +92,8 @@ def _heading(manifest: Manifest) -> str:
 
 
 def _load_words(load: dict[str, Any]) -> str:
+    if load["model"] == "search":
+        return f"search for the {load['find']['kind']} over {load['find']['over']}"
     if load["model"] != "open":
         return "closed loop"
     return f"open loop, {load['arrival']} arrivals, latencies from when a request was due"
@@ -108,18 +116,26 @@ def is_open(load: dict[str, Any]) -> bool:
     return load.get("model") == "open"
 
 
+def are_mixed(levels: list[LevelSummary]) -> bool:
+    """Whether there are closed and open loops, as in a search for a capacity."""
+    return len({is_open(level.load) for level in levels}) > 1
+
+
 def load_value(load: dict[str, Any]) -> float:
     """A level's load as a number: requests in flight, or requests/s."""
     return float(load["rate_rps"] if is_open(load) else load["concurrency"])
 
 
 def load_column(levels: list[LevelSummary]) -> tuple[str, str]:
-    """The head of a load's column, in two lines."""
+    """The head of a load's column, in two lines; where both kinds are in it, each load says which it is."""
+    if are_mixed(levels):
+        return "", "load"
     return ("rate", "per s") if levels and is_open(levels[0].load) else ("in", "flight")
 
 
 def _table(levels: list[LevelSummary]) -> str:
     upper, lower = load_column(levels)
+    mixed = are_mixed(levels)
     head = (
         f"{upper:>6}    requests                TTFT, ms        TPOT, ms     output requests",
         f"{lower:>6}    ok  fail     p50     p90     p99     p50     p99   tokens/s       /s",
@@ -131,13 +147,20 @@ def _table(levels: list[LevelSummary]) -> str:
         tpot = [latency_ms(level, "tpot_s", q) for q in ("p50", "p99")]
         tokens, requests = level.output_throughput_tps, level.request_throughput_rps
         rows.append(
-            f"{level_name(level.load):>6} {level.requests.completed:>5} {level.requests.failed:>5}"
+            f"{_name(level, mixed):>6} {level.requests.completed:>5} {level.requests.failed:>5}"
             + "".join(f"{cell:>8}" for cell in ttft + tpot)
             + f"{'n/a' if tokens is None else format_count(tokens):>11}"
             f"{'n/a' if requests is None else format_count(requests):>9}"
             + ("" if level.verdict.status == "VALID" else " !")
         )
     return "\n".join([*head, *(row.rstrip() for row in rows)])
+
+
+def _name(level: LevelSummary, mixed: bool) -> str:
+    if not mixed or not is_open(level.load):
+        return level_name(level.load)
+    rate = load_value(level.load)
+    return f"{rate:.0f}/s" if rate >= 100 else f"{rate:.3g}/s"
 
 
 ROUND_ROWS = {
@@ -365,11 +388,12 @@ def side_by_side(runs: list[tuple[str, Summary]], together: bool) -> str:
         "-" * 78,
     )
     rows = []
-    loads = list(dict.fromkeys(level_name(level.load) for _, summary in runs for level in summary.levels))
+    mixed = are_mixed([level for _, summary in runs for level in summary.levels])
+    loads = list(dict.fromkeys(_name(level, mixed) for _, summary in runs for level in summary.levels))
     for load in loads:
         total: float | None = 0.0
         for name, summary in runs:
-            level = next((lv for lv in summary.levels if level_name(lv.load) == load), None)
+            level = next((lv for lv in summary.levels if _name(lv, mixed) == load), None)
             if level is None:
                 rows.append(f"{load:>6}  {name[:12]:<12}   not measured")
                 total = None

@@ -445,3 +445,88 @@ def test_one_request_to_a_slow_starter_is_not_lost(tmp_path: Path) -> None:
     (record,) = records_of(tmp_path / "r")
     assert record["output_tokens"] == 1
     assert record["token_source"] == "events"
+
+
+def test_a_capacity_is_searched_for_and_confirmed(sim: RunningSim, tmp_path: Path) -> None:
+    """Three in flight of 38 ms each serve 79 requests/s; what comes beyond waits, and is late."""
+    out = tmp_path / "run"
+    done = run(
+        *("sweep", "--find", "capacity", "--slo", "e2e=300ms", "--attainment", "80%", "--rate", "20"),
+        *("--url", sim.url, "--duration", "1s", "--input-tokens", "10", "--output-tokens", "10", "--no-warmup"),
+        *("--max-duration", "3s", "--max-in-flight", "3", "--max-find", "2m", "--seed", "3", "--output", str(out)),
+        timeout=240,
+    )
+    assert done.returncode in (0, 1), done.stderr
+    summary = json.loads((out / "summary.json").read_text())
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert [level["load"] for level in summary["levels"]] == manifest["levels"], "listed as they came"
+    find = summary["find"]
+    assert [probe["index"] for probe in find["probes"]] == list(range(len(manifest["levels"])))
+    loads = [probe["load"] for probe in find["probes"]]
+    assert loads[0] == 20
+    if find["capacity_rps"] is not None and find["capacity_rps"][1] is not None:
+        assert find["capacity_rps"][1] > 40 and find["binds"]
+    if find["confirmed"]:  # a busy machine may be what binds, and then that is said
+        assert done.returncode == 0 and len(find["confirming"]) == 5
+        assert "5 open-loop runs" in done.stdout
+        starts = []
+        for index in find["confirming"]:
+            due = sorted(r["scheduled_ns"] for r in records_of(out) if r["level"] == index)
+            starts.append(due[1] - due[0])
+        assert len(set(starts)) == 5, "each has arrivals of its own"
+    else:
+        assert "NOT CONFIRMED" in done.stdout or "NOT FOUND" in done.stdout
+    assert all(len(line) <= 80 for line in done.stdout.splitlines()[:-1])
+    again = run("report", str(out), "--json")
+    assert json.loads(again.stdout) == summary and again.returncode == done.returncode
+    assert run("plan", str(out), "--attainment", "80%").returncode in (0, 1)
+
+
+def test_a_search_that_holds_nowhere_ends_and_says_so(sim: RunningSim, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = run(
+        *("sweep", "--url", sim.url, "--find", "capacity", "--slo", "ttft=1ms", "--concurrency", "2"),
+        *("--duration", "1500ms", "--input-tokens", "10", "--output-tokens", "2", "--output", str(out)),
+    )
+    assert done.returncode == 1
+    find = json.loads((out / "summary.json").read_text())["find"]
+    assert [probe["load"] for probe in find["probes"]] == [2, 1] and not find["confirmed"]
+    assert "only --rate goes lower" in done.stdout.replace("\n  ", " ")
+    assert find["binds"].startswith("ttft=1ms: missed by 100.0%")
+
+
+def test_a_knee_is_searched_for(sim: RunningSim, tmp_path: Path) -> None:
+    """The engine's timing does not depend on the load: up to what may be tried, throughput rises."""
+    out = tmp_path / "run"
+    done = run(
+        *("sweep", "--url", sim.url, "--find", "knee", "--duration", "1500ms", "--max-in-flight", "4"),
+        *("--input-tokens", "10", "--output-tokens", "5", "--output", str(out)),
+    )
+    find = json.loads((out / "summary.json").read_text())["find"]
+    assert done.returncode == 1 and find["knee"] is None
+    assert [probe["load"] for probe in find["probes"] if not probe["again"]][:2] == [1, 2]
+    assert "NOT FOUND" in done.stdout
+
+
+FIND = ["--find", "capacity", "--slo", "ttft=1s"]
+BAD_FIND: dict[str, tuple[list[str], str]] = {
+    "no objectives": (["--find", "capacity"], "needs to know what is to be kept: --slo ttft"),
+    "rounds": ([*FIND, "--rounds", "2"], "--rounds and --find exclude each other"),
+    "precision": ([*FIND, "--precision", "5%"], "--precision and --find exclude each other"),
+    "requests": ([*FIND, "--requests", "5"], "--requests and --find exclude each other"),
+    "replay": ([*FIND, "--arrival", "replay"], "--arrival replay and --find exclude each other"),
+    "mig": ([*FIND, "--mig", "all"], "--mig and --find exclude each other"),
+    "interleave": ([*FIND, "--interleave"], "--interleave and --find exclude each other"),
+    "both": ([*FIND, "--rate", "1", "--concurrency", "1"], "raises one of the two"),
+    "several": ([*FIND, "--rate", "1,2"], "starts from a single load"),
+    "knee over rate": (["--find", "knee", "--rate", "1"], "--rate does not go with --find knee"),
+    "attainment alone": (["--concurrency", "1", "--attainment", "9%"], "--attainment goes with --find"),
+    "attainment of all": ([*FIND, "--attainment", "100%"], "between 0 and 100%"),
+}
+
+
+@pytest.mark.parametrize(("words", "text"), BAD_FIND.values(), ids=BAD_FIND)
+def test_what_does_not_go_with_a_search_is_refused(words: list[str], text: str, tmp_path: Path) -> None:
+    done = run("sweep", *words, "--output", str(tmp_path / "run"))
+    assert done.returncode == 2 and text in done.stderr
+    assert not (tmp_path / "run").exists()
