@@ -20,6 +20,8 @@ from loadgen.errors import LoadgenError, UsageError
 
 EPILOG = "Exit codes: 0 valid, 1 ran but a verdict failed, 2 usage or bad input, 3 an engine failed."
 DEFAULT_DURATION = "20s"
+DEFAULT_MAX_DURATION = "10m"
+DEFAULT_MAX_FIND = "1h"
 
 
 @click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -111,6 +113,80 @@ def _parse_load(
     return {**open_loop, "rates": _parse_rates(rate)}
 
 
+def _parse_find(
+    kind: str,
+    concurrency: str | None,
+    rate: str | None,
+    arrival: str | None,
+    max_in_flight: int | None,
+    slo: str | None,
+    attainment: str | None,
+    duration: str | None,
+    max_duration: str | None,
+    max_find: str | None,
+) -> dict[str, Any]:
+    """The fields of SweepSpec that say what is looked for."""
+    from loadgen.find import Goal
+    from loadgen.pacing import parse_arrival
+    from loadgen.slo import EXAMPLE, parse_slos
+    from loadgen.sweep_spec import DEFAULT_IN_FLIGHT
+    from loadgen.units import parse_duration_s, parse_share
+
+    if concurrency is not None and rate is not None:
+        raise UsageError("--find raises one of the two: start from --concurrency N or from --rate R")
+    if kind == "knee":
+        for name, value in {"--rate": rate, "--arrival": arrival, "--attainment": attainment}.items():
+            if value is not None:
+                raise UsageError(f"{name} does not go with --find knee, which raises the requests in flight")
+    elif slo is None:
+        raise UsageError(f"--find capacity needs to know what is to be kept: --slo {EXAMPLE}")
+    starts = [1] if concurrency is None else _parse_levels(concurrency)
+    rates = [] if rate is None else _parse_rates(rate)
+    if len(starts) > 1 or len(rates) > 1:
+        raise UsageError("--find starts from a single load: --concurrency N or --rate R")
+    share = parse_share(attainment or "99%")
+    if not 0 < share < 1:
+        raise UsageError(f"--attainment takes a share between 0 and 100%, not {attainment}")
+    least_s = parse_duration_s(duration or DEFAULT_DURATION)
+    in_flight = max_in_flight or DEFAULT_IN_FLIGHT
+    if starts[0] > in_flight:
+        raise UsageError(f"--concurrency {starts[0]} is above --max-in-flight {in_flight}")
+    goal = Goal(
+        kind=kind,  # type: ignore[arg-type]
+        over="rate" if rates else "concurrency",
+        start=float(rates[0] if rates else starts[0]),
+        highest=100_000.0 if rates else float(in_flight),
+        slo="" if slo is None else ",".join(one.text for one in parse_slos(slo)),
+        attainment=share,
+        duration_s=least_s,
+        max_duration_s=max(least_s, parse_duration_s(max_duration or DEFAULT_MAX_DURATION)),
+        max_find_s=parse_duration_s(max_find or DEFAULT_MAX_FIND),
+    )
+    return {"find": goal, "arrival": parse_arrival(arrival or "poisson"), "max_in_flight": in_flight}
+
+
+def _parse_precision(
+    precision: str | None, duration: str | None, max_duration: str | None, requests: int | None
+) -> dict[str, Any]:
+    """The fields of SweepSpec that say for how long a level is measured, beside ``duration_s``."""
+    from loadgen.units import parse_duration_s, parse_share
+
+    if precision is None:
+        if max_duration is not None:
+            raise UsageError("--max-duration goes with --precision 5%; without it --duration says how long")
+        return {}
+    if requests is not None:
+        raise UsageError("--precision decides how much is measured: give no --requests and no --arrival replay")
+    share = parse_share(precision)
+    if not 0 < share < 1:
+        raise UsageError(f"--precision takes a share of the figures between 0 and 100%, not {precision}")
+    least_s = parse_duration_s(duration or DEFAULT_DURATION)
+    most_s = parse_duration_s(max_duration or DEFAULT_MAX_DURATION)
+    if least_s > most_s:
+        raise UsageError(f"--duration, the least, is {least_s:g} s, and --max-duration {most_s:g} s: give more for it")
+    return {"precision": share, "max_duration_s": most_s}
+
+
 def _parse_rates(text: str) -> list[float]:
     rates = []
     for piece in text.split(","):
@@ -200,6 +276,12 @@ def _source(
 
 @cli.command(epilog=EPILOG)
 @click.option("--concurrency", metavar="1,8,64", help="Requests in flight at each level: a closed loop.")
+@click.option("--find", type=click.Choice(["capacity", "knee"]),
+              help="Look for the highest load that keeps --slo, or for the one above which throughput rises no more, "
+              "from 1 in flight, --concurrency N or --rate R on.")  # fmt: skip
+@click.option("--attainment", metavar="99%", help="Of --find capacity: so many requests are to keep --slo.  "
+              "[default: 99%]")  # fmt: skip
+@click.option("--max-find", metavar="1h", help=f"Of --find: at most, in all.  [default: {DEFAULT_MAX_FIND}]")
 @click.option("--rate", metavar="2,4,8", help="Requests/s at each level, whatever the server does: an open loop.")
 @click.option("--arrival", metavar="A", help="Of an open loop: poisson, constant, gamma:CV, or replay, the time "
               "stamps of the dataset.  [default: poisson]")  # fmt: skip
@@ -221,11 +303,17 @@ def _source(
               help="Synthetic ids stay below this, and below a launched model's own vocabulary.")  # fmt: skip
 @click.option("--requests", type=int, metavar="N", help="Measure N requests at each level.")
 @click.option("--duration", metavar="60s", help=f"Measure for so long at each level.  [default: {DEFAULT_DURATION}]")
+@click.option("--precision", metavar="5%",
+              help="Measure on until the 95 % intervals of mean TTFT, mean TPOT and output throughput are at most so "
+              "wide on either side; --duration is the least.")  # fmt: skip
+@click.option("--max-duration", metavar="10m",
+              help=f"At most, of a level with --precision or --find.  [default: {DEFAULT_MAX_DURATION}]")  # fmt: skip
 @click.option("--slo", metavar="ttft=500ms,tpot=50ms",
               help="Objectives of each request, or of a percentile (ttft:p99=500ms): attainment, goodput.")  # fmt: skip
 @click.option(
-    "--rounds", type=click.IntRange(1, 1000), default=1, show_default=True, help="Go through all levels so often."
-)
+    "--rounds", type=click.IntRange(1, 1000), default=1, show_default=True,
+    help="Go through all levels so often, each time in an order drawn from the seed.",
+)  # fmt: skip
 @click.option("--interleave", is_flag=True, help="Several engines: one round of each in turn, launched anew each time.")
 @click.option("--mig", type=click.Choice(["all"]), help="One engine on each slice, all at once.")
 @click.option("--offline-ceiling", is_flag=True,
@@ -256,6 +344,9 @@ def _source(
 @sim_options
 def sweep(
     concurrency: str | None,
+    find: str | None,
+    attainment: str | None,
+    max_find: str | None,
     rate: str | None,
     arrival: str | None,
     speedup: float | None,
@@ -269,6 +360,8 @@ def sweep(
     vocab_size: int,
     requests: int | None,
     duration: str | None,
+    precision: str | None,
+    max_duration: str | None,
     slo: str | None,
     rounds: int,
     interleave: bool,
@@ -306,7 +399,22 @@ def sweep(
     from loadgen.sweep_spec import SweepSpec, default_output
     from loadgen.units import parse_duration_s
 
-    load = _parse_load(concurrency, rate, arrival, speedup, max_in_flight, dataset)
+    if find is None:
+        for name, value in (("--attainment", attainment), ("--max-find", max_find)):
+            if value is not None:
+                raise UsageError(f"{name} goes with --find")
+        load = _parse_load(concurrency, rate, arrival, speedup, max_in_flight, dataset)
+    else:
+        refused = {
+            "--interleave": interleave, "--mig": mig, "--rounds": rounds > 1, "--precision": precision,
+            "--requests": requests, "--speedup": speedup, "--arrival replay": arrival == "replay",
+        }  # fmt: skip
+        for name, given_value in refused.items():
+            if given_value:
+                raise UsageError(f"{name} and --find exclude each other: a search chooses its levels itself")
+        load = _parse_find(
+            find, concurrency, rate, arrival, max_in_flight, slo, attainment, duration, max_duration, max_find
+        )
     if load.get("times_ns"):
         if requests is not None or duration is not None or rounds > 1:
             raise UsageError("--arrival replay sends the whole trace once: no --requests, --duration or --rounds")
@@ -342,6 +450,7 @@ def sweep(
         **load,
         requests=requests,
         duration_s=None if requests is not None else parse_duration_s(duration or DEFAULT_DURATION),
+        **({} if find is not None else _parse_precision(precision, duration, max_duration, requests)),
         rounds=rounds,
         slos=[] if slo is None else parse_slos(slo),
         warmup=warmup,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from loadgen.intervals import bin_amounts, intervals, rate_interval
+from loadgen.intervals import bin_amounts, intervals, mean_error, quantile_error, rate_error, rate_interval
 from loadgen.records import ClientSample, RequestRecord
 from loadgen.slo import Outcome, Slo, SloFigures, outcome, slo_figures
 from loadgen.stats import Distribution, describe
@@ -244,6 +244,7 @@ class LevelFigures(msgspec.Struct, kw_only=True):
     window: dict[str, int]
     steady: SteadyWindow
     ci95: dict[str, tuple[float, float]]  # of the throughputs, by their names
+    standard_errors: dict[str, float] | msgspec.UnsetType = msgspec.UNSET  # by the names of rounds.METRICS; of a round
     slo: SloFigures | msgspec.UnsetType = msgspec.UNSET  # where objectives are set
     open_loop: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET  # a closed loop has none
     interrupted: str | None = None
@@ -530,11 +531,12 @@ def level_figures(
         return count / window_s if window_s > 0 and gathered.completed else None
 
     def latency(name: str) -> Distribution:
-        values = np.asarray([v for one in outcomes if (v := getattr(one, name)) is not None], dtype=float)
+        values = latencies(outcomes, name)
         found = describe(values, independent=False)
         found.ci95 = intervals(values, period=slots)
         return found
 
+    ttft = latency("ttft_s")
     return LevelFigures(
         load=load,
         requests=Requests(
@@ -546,7 +548,7 @@ def level_figures(
             drain=gathered.phases["drain"],
         ),
         duration_s=window_s,
-        ttft_s=latency("ttft_s"),
+        ttft_s=ttft,
         tpot_s=latency("tpot_s"),
         itl_s=itl,
         itl_per_token_s=itl_per_token,
@@ -579,12 +581,41 @@ def level_figures(
         window={"start_ns": gathered.start_ns, "end_ns": gathered.end_ns},
         steady=steady or steady_of(load, gathered),
         ci95=_rate_intervals(gathered, window_s),
+        standard_errors=_standard_errors(gathered, outcomes, ttft, slots, window_s)
+        if "round" in load
+        else msgspec.UNSET,
         slo=slo_figures(outcomes, list(slos), start_ns=gathered.start_ns, end_ns=gathered.end_ns, slots=slots)
         if slos
         else msgspec.UNSET,
         open_loop=_open_figures(gathered, window_s) if load.get("model") == "open" else msgspec.UNSET,
         interrupted=interrupted,
     )
+
+
+def latencies(outcomes: Sequence[Outcome], name: str) -> NDArray[np.float64]:
+    """``ttft_s``, ``tpot_s`` or ``e2e_s`` of those requests that have it, in their order."""
+    import numpy as np
+
+    return np.asarray([v for one in outcomes if (v := getattr(one, name)) is not None], dtype=float)
+
+
+def _standard_errors(
+    gathered: LevelAccumulator, outcomes: Sequence[Outcome], ttft: Distribution, slots: int | None, window_s: float
+) -> dict[str, float]:
+    """Of what is averaged over rounds, by the same estimates as the intervals."""
+    found: dict[str, float] = {}
+    for name in ("ttft", "tpot"):
+        known = mean_error(latencies(outcomes, f"{name}_s"), period=slots)
+        if known is not None:
+            found[f"{name}_mean_s"] = known[0]
+    for quantile in ("p50", "p99"):
+        if quantile in ttft.ci95:
+            found[f"ttft_{quantile}_s"] = quantile_error(ttft.ci95[quantile])
+    if gathered.completed and not isinstance(gathered.token_bins, int):
+        error = rate_error(gathered.token_bins, window_s)
+        if error is not None:
+            found["output_throughput_tps"] = error
+    return found
 
 
 def _rate_intervals(gathered: LevelAccumulator, window_s: float) -> dict[str, tuple[float, float]]:

@@ -20,12 +20,13 @@ import math
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from loadgen.compare.gate import engine_arguments, prompt_source
 from loadgen.compare.sides import load_name
+from loadgen.criteria import SHOWS_LIMIT, Criterion, Word, binds, criteria_of, needed_if_all_keep, tightest, word_of
 from loadgen.errors import UsageError
 from loadgen.pacing import parse_arrival
 from loadgen.records import Manifest
@@ -35,16 +36,9 @@ from loadgen.summary import LevelSummary, Measured, measure_run
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Word = Literal["holds", "breaks", "undecided", "not counted"]
-
 HOURS_PER_MONTH = 730.5
 SPEEDS = (10, 20, 30, 50)  # output tokens/s of one user
 GROWTH = (0.25, 0.5, 1.0)
-FULL_CACHE = 0.95
-# A level with nothing worse than these shows that a load is too much, but not that it is not.
-SHOWS_LIMIT = {"ERRORS", "DRIFTING", "TOO_FEW"}
-Z2 = 1.959964**2
-
 Interval = tuple[float, float | None]  # the upper end is None where it is unknown
 Ratio = tuple[float | None, float | None]  # either end is None where it is unknown
 
@@ -73,33 +67,6 @@ class Demand(msgspec.Struct, kw_only=True):
     growth: Sequence[float] = GROWTH
     gpu_hour: float | None = None
     gpus: int | None = None
-
-
-class Criterion(msgspec.Struct, kw_only=True):
-    """A share that is to reach a target: all requests within what is asked of each, or an objective on a percentile."""
-
-    name: str
-    target: float
-    requests: int
-    share: float | None = None
-    ci95: tuple[float, float] | None = None
-
-    @property
-    def word(self) -> Word:
-        """``holds`` and ``breaks`` are said by the interval alone."""
-        if self.ci95 is None:
-            return "undecided"
-        if self.ci95[0] >= self.target:
-            return "holds"
-        return "breaks" if self.ci95[1] < self.target else "undecided"
-
-    @property
-    def effective(self) -> float | None:
-        """The size of the independent sample behind the interval: Wilson's formula solved for it."""
-        if self.share is None or self.ci95 is None:
-            return None
-        end = max(self.ci95, key=lambda end: abs(end - self.share))  # type: ignore[operator]
-        return Z2 * end * (1 - end) / (end - self.share) ** 2 if 0 < end < 1 else None
 
 
 class Point(msgspec.Struct, kw_only=True):
@@ -284,6 +251,10 @@ def make_plan(run: str, manifest: Manifest, measured: list[Measured], demand: De
         run: its name.
         measured: in any order.
     """
+    closed = [one for one in measured if one.level.load.get("model") == "closed"]
+    left_out = len(closed) if len(closed) < len(measured) else 0
+    if left_out:
+        measured = [one for one in measured if one.level.load.get("model") != "closed"]
     points = points_of(measured, demand.slos, demand.attainment)
     owned = len(manifest.engine.get("gpu_uuids") or [])
     engine = manifest.engine
@@ -302,10 +273,13 @@ def make_plan(run: str, manifest: Manifest, measured: list[Measured], demand: De
     )
     found = bracket(points)
     capacity = found.capacity_rps
+    aside = f"{left_out} closed-loop levels of this run are left out: a plan rests on one kind of load"
     if capacity is None or found.held is None:
-        plan.refused = found.refused
+        plan.refused = f"{found.refused}; {aside}" if left_out else found.refused
         return plan
     plan.limits = _limits(plan, manifest, measured, found, assumed=demand.gpus is None and not owned)
+    if left_out:
+        plan.limits.append(f"{aside}, here the open loop.")
     lower = measured[found.held.index]
     plan.capacity_rps = capacity
     plan.binds = _binds(found.broken, measured, demand.slos)
@@ -473,14 +447,6 @@ def _sure_rate(point: Point) -> float:
     return point.rate_ci95_rps[0]
 
 
-def requests_needed(target: float, slots: int | None) -> int:
-    """How many requests, all within the limit, put the lower end of Wilson's interval at the target.
-
-    n / (n + z^2) >= target; and six waves of a closed loop, without which there is no interval.
-    """
-    return max(math.ceil(Z2 * target / (1 - target)), 6 * (slots or 0))
-
-
 def replicas_for(peak_rps: float, capacity_rps: float, headroom: float, spares: int) -> int:
     """ceil(peak / (capacity * (1 - headroom))) + spares, and a quotient that is whole but for rounding is whole."""
     quotient = peak_rps / (capacity_rps * (1 - headroom))
@@ -490,33 +456,12 @@ def replicas_for(peak_rps: float, capacity_rps: float, headroom: float, spares: 
 def _point(index: int, one: Measured, slos: list[Slo], attainment: float) -> Point:
     level = one.level
     figures = one.figures(slos)
-    criteria = [
-        Criterion(
-            name=f"p{slo.percentile:g} of {slo.metric}" if slo.percentile else slo.text,
-            target=(slo.percentile or 0) / 100,
-            requests=found.requests,
-            share=found.share,
-            ci95=found.ci95,
-        )
-        for slo, found in zip([slo for slo in slos if slo.percentile is not None], figures.percentiles, strict=True)
-    ]
-    if any(slo.percentile is None for slo in slos):
-        criteria.insert(
-            0,
-            Criterion(
-                name="requests within the SLO",
-                target=attainment,
-                requests=figures.offered,
-                share=figures.attainment,
-                ci95=figures.attainment_ci95,
-            ),
-        )
+    criteria = criteria_of(figures, slos, attainment)
     load = {key: value for key, value in level.load.items() if key != "round"}
     slots = load.get("concurrency")
     rate, ci95 = _rate(level)
-    words = [criterion.word for criterion in criteria]
     statuses = {reason.status for reason in level.verdict.reasons}
-    word: Word = "holds" if all(w == "holds" for w in words) else "breaks" if "breaks" in words else "undecided"
+    word = word_of(criteria)
     why = ""
     if rate is None:
         word, why = "not counted", "no request succeeded"
@@ -524,16 +469,12 @@ def _point(index: int, one: Measured, slos: list[Slo], attainment: float) -> Poi
         word, why = "not counted", f"its verdict is {level.verdict.status}"
     elif word == "undecided":
         most = max(c.requests for c in criteria)
-        if all(c.share == 1 for c in criteria if c.word == "undecided"):
-            needed = max(_needed(c, slots) for c in criteria if c.word == "undecided")
+        needed = needed_if_all_keep(criteria, slots)
+        if needed is not None:
             advice = f"about {needed:,} would do if all keep to it"
         else:
             advice = "measure for longer, or at loads further apart"
         why = f"{most:,} requests leave it open; {advice}"
-    tight = min(
-        range(len(criteria)),
-        key=lambda i: math.inf if criteria[i].share is None else _slack(criteria[i]),
-    )
     return Point(
         index=index,
         load=load_name(load),
@@ -543,19 +484,8 @@ def _point(index: int, one: Measured, slos: list[Slo], attainment: float) -> Poi
         criteria=criteria,
         word=word,
         why=why,
-        tight=tight,
+        tight=tightest(criteria),
     )
-
-
-def _needed(criterion: Criterion, slots: int | None) -> int:
-    """Requests that would decide a load where all keep to it, if they are as much alike as those that were sent."""
-    needed = requests_needed(criterion.target, slots)
-    effective = criterion.effective
-    return max(needed, math.ceil(needed * criterion.requests / effective)) if effective else needed
-
-
-def _slack(criterion: Criterion) -> float:
-    return ((criterion.share or 0.0) - criterion.target) / (1 - criterion.target)
 
 
 def _rate(level: LevelSummary) -> tuple[float | None, tuple[float, float]]:
@@ -573,22 +503,7 @@ def _binds(broken: Point | None, measured: list[Measured], slos: list[Slo]) -> s
     if broken is None:
         return "nothing up to the highest load of the sweep: the limit was not found"
     one = measured[broken.index]
-    shares = []
-    failed = sum(found.failed for found in one.outcomes)
-    if failed:
-        shares.append((failed / len(one.outcomes), "errors"))
-    for slo in slos:
-        judged = [met for found in one.outcomes if not found.failed and (met := found.meets(slo)) is not None]
-        if judged:
-            shares.append((judged.count(False) / len(judged), slo.text))
-    missed, name = max(shares, default=(0.0, ""), key=lambda pair: pair[0])
-    words = f"{name}: missed by {missed:.1%} of requests at {broken.load}" if missed else f"the SLO, at {broken.load}"
-    server = one.level.server or {}
-    if (server.get("kv_cache_usage") or {}).get("max", 0) >= FULL_CACHE:
-        words += "; the KV cache was full there"
-    elif (server.get("requests_waiting") or {}).get("mean", 0) >= 1:
-        words += f"; {server['requests_waiting']['mean']:.0f} requests waited in the engine's queue there"
-    return words
+    return binds(one.figures(slos), one.level.server or {}, broken.load)
 
 
 def _setting(manifest: Manifest) -> dict[str, str]:

@@ -41,7 +41,10 @@ class Progress:
         self._said_s = 0.0
 
     def _say(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)  # above the bar
+        else:
+            print(text, file=self._stream, flush=True)
 
     def said(self, text: str) -> None:
         """Something that a person should know now, such as how an engine's start gets on."""
@@ -66,7 +69,7 @@ class Progress:
         from tqdm import tqdm
 
         self._bar = tqdm(
-            total=spec.requests if spec.requests is not None else round(spec.duration_s or 0, 1),
+            total=spec.requests if spec.requests is not None else round(spec.most_s or 0, 1),
             desc=f"{in_words(spec.load):>15}",
             file=self._stream,
             bar_format="{desc} |{bar:8}|{percentage:3.0f}%{postfix}",

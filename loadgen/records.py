@@ -25,6 +25,7 @@ Phase = Literal["warmup", "measure", "drain"]
 ErrorKind = Literal[
     "connect", "timeout", "http_status", "stream_error", "stream_truncated", "bad_payload", "cancelled", "dropped"
 ]
+Ended = Literal["precision", "budget", "interrupted"]
 TokenSource = Literal["usage_continuous", "usage_final", "events"]
 
 
@@ -128,6 +129,8 @@ class LevelMark(msgspec.Struct, kw_only=True, tag_field="mark", tag="level"):
     window_start_ns: int
     window_end_ns: int
     interrupted: str | None = None
+    ended: Ended | None = None  # of a level that was to be measured until it was precise: why it ended
+    looks: int = 0
 
 
 class NoteMark(msgspec.Struct, kw_only=True, tag_field="mark", tag="note"):

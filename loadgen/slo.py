@@ -115,6 +115,9 @@ class SloFigures(msgspec.Struct, kw_only=True):
         attainment: ``good`` over ``offered``; None as goodput is, or when nothing was offered.
         attainment_ci95: its 95 % interval.
         percentiles: objectives on percentiles.
+        failed: requests offered that failed.
+        missed: per objective, as ``--slo`` takes it, the share of the successful requests beyond the
+            limit; left out where the metric is defined for none.
     """
 
     slos: list[str]
@@ -126,6 +129,8 @@ class SloFigures(msgspec.Struct, kw_only=True):
     attainment: float | None = None
     attainment_ci95: tuple[float, float] | None = None
     percentiles: list[PercentileFigures] = []
+    failed: int = 0
+    missed: dict[str, float] = {}
 
 
 def parse_slos(text: str) -> list[Slo]:
@@ -195,6 +200,12 @@ def slo_figures(
         good=int(passed.sum()),
         undefined=undefined,
         percentiles=[_percentile(offered, slo, slots) for slo in slos if slo.percentile is not None],
+        failed=len(offered) - len(successes),
+        missed={
+            slo.text: judged.count(False) / len(judged)
+            for slo in slos
+            if (judged := [met for one in successes if (met := one.meets(slo)) is not None])
+        },
     )
     asked = [slo for slo in slos if slo.percentile is None]
     if not asked or (successes and any(undefined[slo.metric] == len(successes) for slo in asked)):

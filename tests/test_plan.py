@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.cli import cli
+from loadgen.criteria import requests_needed
 from loadgen.errors import UsageError
 from loadgen.plan import (
     Demand,
@@ -32,7 +33,6 @@ from loadgen.plan import (
     make_plan,
     points_of,
     replicas_for,
-    requests_needed,
     share_words,
 )
 from loadgen.records import LevelMark, Manifest, RequestError, RequestRecord
@@ -111,6 +111,17 @@ def test_replicas_and_costs_are_those_of_both_ends() -> None:
     # A replica at its limit: 2 GPUs, 200 tokens/s.
     assert found.per_million_output == pytest.approx((7.2 / 0.72, 7.2 / 1.44))
     assert found.scale_at_rps == pytest.approx(8)
+
+
+def test_a_run_with_both_kinds_of_load_is_planned_by_the_open_ones_alone() -> None:
+    levels = [measured(10, 0), measured(20, 0.5)]
+    closed = measured(15, 0)
+    closed.level.load = {"model": "closed", "concurrency": 8}
+    found = plan([closed, *levels])
+    assert found.capacity_rps == (10, 20) and len(found.points) == 2
+    assert any(limit.startswith("1 closed-loop levels of this run are left out") for limit in found.limits)
+    refused = plan([closed, levels[0]]).refused or ""
+    assert "a single load" in refused and "closed-loop levels of this run are left out" in refused
 
 
 def test_what_is_unknown_of_the_tokens_is_not_said_to_be_none() -> None:

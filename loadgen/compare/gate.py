@@ -118,7 +118,8 @@ def gate(a: Side, b: Side, matched: list[tuple[SideLevel, SideLevel]], order: Or
     """
     findings = [*_imported(a, b), *_prompts(a.manifest, b.manifest), *_runs(a.manifest, b.manifest)]
     models = [sorted({str(level.load.get("model")) for level in side.levels}) for side in (a, b)]
-    if models[0] != models[1]:
+    # A search for a capacity has both kinds: what is compared are the loads that both sides have.
+    if not set(models[0]) & set(models[1]):
         findings.append(
             _finding(
                 "spoils", "load model", [*map(_listed, models)], "a closed loop's latencies are not an open load's"
