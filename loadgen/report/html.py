@@ -19,10 +19,20 @@ from typing import Any
 from loadgen import __version__
 from loadgen.compare.differences import Comparison
 from loadgen.records import Manifest
+from loadgen.report import finding
 from loadgen.report.comparison import WEIGHTS, capacity_notes, capacity_table, capacity_title, grouped, verdict_words
 from loadgen.report.kernels import heading as kernel_heading
 from loadgen.report.page_data import RunPage, encode
-from loadgen.report.terminal import SIMULATED, in_words, is_open, latency_ms, level_name, load_value, withheld
+from loadgen.report.terminal import (
+    SIMULATED,
+    in_words,
+    is_open,
+    latency_ms,
+    level_name,
+    load_value,
+    rounds_table,
+    withheld,
+)
 from loadgen.report.waterfall import Beside, Waterfall, why_no_sum
 from loadgen.slo import Slo, parse_slos
 from loadgen.summary import LevelSummary
@@ -54,6 +64,10 @@ def render(pages: Sequence[RunPage], comparison: Comparison | None = None) -> st
         "csv": "",
     }
     sections = [("results", "Results", "".join(_results(page, i, several) for i, page in enumerate(pages)))]
+    for name, words, lines in (("search", "The search", _search), ("rounds", "Over the rounds", _rounds)):
+        found = "".join(lines(page, several) for page in pages)
+        if found:
+            sections.append((name, words, found))
     if measured:
         sections += [
             ("verdicts", "Verdicts", "".join(_verdicts(page, several) for page in pages)),
@@ -143,6 +157,31 @@ def _about(page: RunPage) -> list[str]:
     return [f"{page.name}: {', '.join(words)}. Started {manifest.started_utc}."]
 
 
+def _search(page: RunPage, named: bool) -> str:
+    """What a search found, and its probes."""
+    find = page.summary.find
+    if not find:
+        return ""
+    words = "".join(f"<p>{escape(sentence)}</p>" for sentence in finding.sentences(find))
+    return _head(page, named) + words + _lines(f"Probes of {page.name}", "\n".join(finding.rows(find)))
+
+
+def _rounds(page: RunPage, named: bool) -> str:
+    text = rounds_table(page.summary)
+    return _head(page, named) + _lines(f"Rounds of {page.name}", text) if text else ""
+
+
+def _head(page: RunPage, named: bool) -> str:
+    return f"<h3>{escape(page.name)}</h3>" if named else ""
+
+
+def _lines(label: str, text: str) -> str:
+    """A table that is text."""
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}"><pre>{escape(text)}</pre></div>'
+    )
+
+
 def _plan(slo: str | None) -> str:
     words = (
         "Every figure here is made from the requests of this page, as <code>loadgen plan</code> makes it. The first "
@@ -199,8 +238,9 @@ def _load_words(levels: list[LevelSummary]) -> str:
 
 
 def _results(page: RunPage, index: int, named: bool) -> str:
-    head = f"<h3>{escape(page.name)}</h3>" if named else ""
-    return head + (_table(page.summary.levels, index) if page.summary.levels else "<p>No level was measured.</p>")
+    return _head(page, named) + (
+        _table(page.summary.levels, index) if page.summary.levels else "<p>No level was measured.</p>"
+    )
 
 
 def _table(levels: list[LevelSummary], run: int) -> str:
@@ -293,7 +333,7 @@ def _engine_section(page: RunPage, named: bool) -> str:
         for i, level in enumerate(levels)
     ]
     return (
-        (f"<h3>{escape(page.name)}</h3>" if named else "")
+        _head(page, named)
         + f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table><thead><tr>'
         f'<th scope="col">{_load_head(levels)}</th>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
         "<p>The engine's times begin and end inside it; what its HTTP server and the network add is in the TTFT "
@@ -362,7 +402,7 @@ def _verdicts(page: RunPage, named: bool) -> str:
                 f"<li>{escape(load)}: <strong>{escape(reason.status)}</strong>: {escape(reason.text)}. "
                 f"What to do: {escape(reason.advice)}.</li>"
             )
-    return (f"<h3>{escape(page.name)}</h3>" if named else "") + f"<ul>{''.join(items)}</ul>"
+    return _head(page, named) + f"<ul>{''.join(items)}</ul>"
 
 
 def _launch_facts(engine: dict[str, Any]) -> dict[str, str]:
@@ -393,5 +433,9 @@ def _facts(page: RunPage, named: bool) -> str:
         "Client": f"loadgen {manifest.client['loadgen_version']}, {manifest.client['workers']} worker process(es)",
         "Made by": f"loadgen {__version__}",
     }
-    head = f"<h3>{escape(page.name)}</h3>" if named else ""
-    return head + "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items()) + "</dl>"
+    return (
+        _head(page, named)
+        + "<dl>"
+        + "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items())
+        + "</dl>"
+    )

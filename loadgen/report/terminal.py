@@ -60,7 +60,7 @@ def render(manifest: Manifest, summary: Summary) -> str:
     if summary.levels:
         parts.append(_table(summary.levels))
         parts.append(_footnotes(summary))
-        parts.append(_rounds(summary))
+        parts.append(rounds_table(summary))
         if isinstance(summary.find, Find):
             title = "Search for the knee" if summary.find.kind == "knee" else "Search for the capacity"
             parts.append("\n".join([title, *rows(summary.find)]))
@@ -172,7 +172,7 @@ ROUND_ROWS = {
 }
 
 
-def _rounds(summary: Summary) -> str:
+def rounds_table(summary: Summary) -> str:
     """What the rounds of each load say together; empty for a single round."""
     if isinstance(summary.rounds, msgspec.UnsetType):
         return ""

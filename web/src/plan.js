@@ -187,6 +187,8 @@ const costOf = (hourly, perSecond, amount) =>
 /** The plan of some levels of one run.
  *  demand: {slos, attainment, peak_rps | null, duty, headroom, spares, gpu_hour | null, gpus} */
 export function makePlan(levels, demand) {
+  // A plan rests on one kind of load: on the open loop where there are both, as after a search.
+  if (levels.some((level) => level.open)) levels = levels.filter((level) => level.open);
   const points = pointsOf(levels, demand.slos, demand.attainment);
   const found = bracket(points);
   const plan = { points, refused: found.refused || null, capacity: found.capacity || null, held: found.held, broken: found.broken };
