@@ -336,7 +336,7 @@ def summarize_run(run: Path, slos: Sequence[Slo] | None = None) -> tuple[Manifes
     return manifest, summary
 
 
-def complete(summary: Summary, find: dict[str, Any] | None) -> None:
+def complete(summary: Summary, find: dict[str, Any] | None = None) -> None:
     """Fills in what is said of all levels together.
 
     Args:
