@@ -518,7 +518,9 @@ def _tell_capacity(find: Find) -> None:
     if good:
         lower: float | None = max(good)
     else:
-        not_held = [probe.load for probe in opened if probe.word != "holds"]
+        # A load that was passed by, nothing speaking against it, is no objection to a higher one that held.
+        passed = [probe.index for probe in opened if probe.purpose == "search" and probe.favourable]
+        not_held = [probe.load for probe in opened if probe.word != "holds" and probe.index not in passed]
         held = [p.load for p in opened if p.word == "holds" and all(p.load < load for load in not_held)]
         lower = max(held, default=None)
     broken = [(probe.load, probe) for probe in opened if probe.word == "breaks"]

@@ -362,7 +362,7 @@ def measure_run(
     return manifest, summary, measured
 
 
-def complete(summary: Summary, find: dict[str, Any] | None) -> None:
+def complete(summary: Summary, find: dict[str, Any] | None = None) -> None:
     """Fills in what is said of all levels together.
 
     Args:

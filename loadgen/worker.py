@@ -551,6 +551,8 @@ class OpenLoop(Level):
             if self._hold_ns is not None and due_ns >= self._hold_ns:
                 phase = "drain"
             self._enter(phase)
+            if self._stopping:
+                return  # nothing measured was in flight: with that the level has ended
             if len(self._wire.active) < self._most:
                 self._send(phase, due_ns=due_ns)
             else:

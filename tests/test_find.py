@@ -199,6 +199,15 @@ def test_as_many_requests_as_would_decide_are_measured() -> None:
     assert all(probe.load * probe.duration_s >= 400 for probe in held)
 
 
+def test_a_load_that_was_passed_by_is_no_objection_to_a_higher_one_that_held() -> None:
+    def serve(ask: Ask) -> Probe:
+        return answer(ask, "breaks" if ask.load > 10 else "undecided" if ask.load < 8 else "holds")
+
+    find = run(goal("rate", 4.0), serve, most=3)
+    assert [probe.word for probe in find.probes] == ["undecided", "holds", "breaks"]
+    assert find.capacity_rps == (8, 16) and not find.confirmed
+
+
 def test_nothing_is_reported_where_nothing_can_be_decided() -> None:
     find = run(goal("rate", 4.0), lambda ask: answer(ask, "breaks" if ask.load > 50 else "undecided"))
     assert find.capacity_rps is not None and find.capacity_rps[0] is None
