@@ -77,7 +77,7 @@ def _load() -> Any:
     # the like), and no PTX, for the library is made for the very GPU that it runs on.
     architecture = Architecture(torch.cuda.get_device_capability())
     sources = kernels_folder()
-    key = _key(sources, architecture, torch.__version__, torch.version.cuda, sys.version)
+    key = _key(sources, architecture, torch.__version__, torch.version.cuda, sys.version, _cpp_runtime())
     folder = cache_folder() / "extension" / f"{architecture.name}-{key}"
     folder.mkdir(parents=True, exist_ok=True)
     library, done = folder / f"{NAME}.so", folder / "done"
@@ -154,7 +154,7 @@ def _build(sources: Path, architecture: Architecture, folder: Path) -> None:
             [str(sources / name) for name in SOURCES],
             extra_cflags=HOST_FLAGS,
             extra_cuda_cflags=[*CUDA_FLAGS, *gencode([architecture])],
-            extra_ldflags=_runtime_flags(toolkit, folder),
+            extra_ldflags=[*_cuda_runtime(toolkit, folder), *_cpp_runtime()],
             extra_include_paths=[str(sources)],
             build_directory=str(folder),
             with_cuda=True,
@@ -173,7 +173,18 @@ def _build(sources: Path, architecture: Architecture, folder: Path) -> None:
         cpp_extension.CUDA_HOME = home
 
 
-def _runtime_flags(toolkit: Toolkit, folder: Path) -> list[str]:
+def _cpp_runtime() -> list[str]:
+    """Linker flags for the C++ runtime that this process, and torch in it, has loaded: its path, or nothing.
+
+    A compiler that finds no shared one, or is told to take none, puts its static one into the library. A text
+    stream is then made by one copy and written to by the other, which numbers the parts of a locale differently:
+    an error message with a number in it is cut off there, or ends the process (pytorch/pytorch#109923).
+    """
+    mapped = (line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines())
+    return [path for path in mapped if "/libstdc++.so" in path][:1]
+
+
+def _cuda_runtime(toolkit: Toolkit, folder: Path) -> list[str]:
     """Linker flags for a toolkit whose runtime library has its version in its name alone, as pip's packages have."""
     folders = [toolkit.home / name for name in ("lib64", "lib")]
     if any((place / "libcudart.so").exists() for place in folders):
