@@ -304,24 +304,30 @@ def _fill(record: KernelRecord, attempt: Attempt, samples: CaseSamples, peaks: P
     if samples.state != "hot":
         record.roof_s = max(samples.bytes / peaks.bytes_per_s, samples.flops / matrix if matrix else 0.0)
         record.roof_share = record.roof_s / time_s
-    record.notes = _doubts(record, samples, certain, peaks)
+    record.notes = _doubts(record, attempt, samples, certain)
 
 
-def _doubts(record: KernelRecord, samples: CaseSamples, certain: float, peaks: Peaks) -> list[str]:
+def _doubts(record: KernelRecord, attempt: Attempt, samples: CaseSamples, certain: float) -> list[str]:
     """What a reader must know beside the figure."""
-    assert record.time_s is not None
+    import numpy as np
+
     notes = []
+    # The other timers run after the windows, when the clocks may be others: they differ only where they differ
+    # from the fast windows and from the slow ones.
+    low_s, high_s = (float(value) for value in np.quantile(attempt.samples_s, [0.1, 0.9]))
+    if high_s > low_s * (1 + APART):
+        notes.append(f"its time moved between {low_s * 1e6:.1f} and {high_s * 1e6:.1f} us while it was timed")
     if record.timer == "events":
         notes.append("cannot be captured in a CUDA graph: timed by events, launches may be in it")
-    if record.cupti_s is not None and record.time_s > record.cupti_s * (1 + APART):
-        gap = record.time_s - record.cupti_s
+    if record.cupti_s is not None and low_s > record.cupti_s * (1 + APART):
+        gap = low_s - record.cupti_s
         kernels = sum(record.kernel_names.values())
         notes.append(
             f"launch-bound: {gap * 1e6:.1f} us of a call lie between its {kernels or 1} kernel(s), not in them"
         )
-    elif record.cupti_s is not None and record.cupti_s > record.time_s * (1 + APART):
+    elif record.cupti_s is not None and record.cupti_s > high_s * (1 + APART):
         notes.append("kernels overlap, or run slower below the profiler: their sum exceeds the graph's time")
-    if record.wall_s is not None and record.wall_s > record.time_s * (1 + APART):
+    if record.wall_s is not None and record.wall_s > high_s * (1 + APART):
         notes.append(f"outside a CUDA graph a call takes {record.wall_s * 1e6:.1f} us of host time")
     rotation = samples.rotation
     if samples.state != "hot" and rotation is not None:

@@ -121,6 +121,8 @@ def _remarks(records: list[KernelRecord]) -> list[str]:
             kind = note.partition(":")[0] if ":" in note else note
             if note.startswith("the SM clock moved"):
                 kind = "the SM clock moved by more than a tenth while it was timed"
+            if note.startswith("its time moved"):
+                kind = "the time moved by more than a tenth while it was timed (clocks, the power limit)"
             if note.startswith("outside a CUDA graph"):
                 kind = "launched from the host, a call takes longer than its graph (wall_s)"
             by_text.setdefault(kind, []).append(f"{record.kernel} {record.implementation}")

@@ -131,6 +131,15 @@ def test_timers_that_disagree_are_named() -> None:
     assert records_of(samples(agreeing), PEAKS)[0].notes == []
 
 
+def test_a_time_that_moves_is_named_and_is_not_called_launch_bound() -> None:
+    """A matrix product that runs into the power limit; CUPTI looked at it when the card had rested."""
+    moving = attempt("triton", 173, cupti=KernelTimes(call_s=172e-6, names={"k": 1}), wall_s=207e-6)
+    moving.samples_s = [173e-6] * 15 + [205e-6] * 25
+    record = records_of(samples(moving, flops=100e9), PEAKS)[0]
+    assert record.time_s == 205e-6
+    assert record.notes == ["its time moved between 173.0 and 205.0 us while it was timed"]
+
+
 def test_overlapping_kernels_are_named() -> None:
     overlapping = attempt("triton", 20, cupti=KernelTimes(call_s=30e-6, names={"k": 1}))
     assert any("overlap" in note for note in records_of(samples(overlapping), PEAKS)[0].notes)
