@@ -380,7 +380,8 @@ NCU_METRICS = (
 def ncu_records(text: str) -> Parsed:
     """One record a kernel of ``ncu --csv``: a column for each metric (--page raw), or a row for each.
 
-    ncu's own lines, which start with ``==``, may stand before, between and after.
+    ncu's own lines, which start with ``==``, may stand before, between and after. Of the metrics only those of
+    :data:`NCU_METRICS` are kept: a release of 2025 adds some 250 facts about the device.
     """
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("==")]
     table = list(csv.reader(lines))
@@ -399,7 +400,7 @@ def ncu_records(text: str) -> Parsed:
         values = {
             metric: statistics.median(m[metric] for m in found if metric in m)
             for metric in dict.fromkeys(key for metrics in found for key in metrics)
-            if metric != DURATION
+            if metric in NCU_METRICS and metric != DURATION
         }
         if times:
             record = _timed("ncu", None, "counter", name, times, values)
