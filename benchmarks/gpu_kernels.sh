@@ -32,7 +32,7 @@ goals)
     bench prefill-7b prefill_attention --model qwen2.5-7b --concurrency 1 --context 8192
     bench int4-4b matmul_int4 --model qwen1.5-4b --concurrency 1,4,8,16 --context 4096
     bench int4-7b matmul_int4 --model qwen2.5-7b --concurrency 1,4,8,16 --context 4096
-    bench cube matmul_bf16 --case 'tokens=4096 rows=4096 columns=4096 dtype=bfloat16'
+    bench cube matmul_bf16 --case 'tokens=4096 rows=4096 columns=4096 dtype=bfloat16' --seconds 3 # until the power limit
     bench sampling sample_top_k_top_p argmax --model qwen1.5-4b --concurrency 1,256 --context 512
     bench vector-add vector_add --state cold,hot
     ;;
@@ -89,7 +89,7 @@ recheck)
         step "$name" "$limit" "$PYTHON" -m pytest -q -m kernels -p no:cacheprovider "$@"
     }
     parallel=
-    if "$PYTHON" -c 'import xdist' 2>/dev/null; then parallel="-n 8"; fi
+    if "$PYTHON" -c 'import xdist' 2>/dev/null; then parallel="-n 8 -p no:benchmark"; fi
     tests test-wrong-arguments 150 tests/kernels/test_extension.py -k wrong_arguments # builds the operators too
     for mode in toggle bare schedule; do
         step profile-$mode 60 "$PYTHON" -m loadgen kernels profile vector_add elements=1024000 --mode $mode \
@@ -98,8 +98,8 @@ recheck)
     TAIL=30 step profile-ncu 90 "$PYTHON" -m loadgen kernels profile add_rms_norm tokens=8192 hidden=2560 dtype=bfloat16 \
         --tool ncu --output "$WORK/profile-ncu-run"
     tests test-extension 120 tests/kernels/test_extension.py
-    # shellcheck disable=SC2086 # two words, or none
-    tests test-profiled-worker 90 tests/kernels/test_profiled.py tests/kernels/test_worker.py $parallel
+    tests test-link 30 tests/kernels/test_link.py
+    tests test-profiled-worker 90 tests/kernels/test_profiled.py tests/kernels/test_worker.py # one at a time: times are compared
     # On 141 GB: more than it has; a reference in float64 that does not fit; and one that must be measured all the same.
     TAIL=12 again out-of-memory 60 vector_add --state hot --implementation triton --no-baselines \
         --case elements=13000000000 --case elements=4000000000 --case elements=1024000
@@ -108,9 +108,11 @@ recheck)
         --case 'tokens=64 rows=3584 columns=18944' --case 'tokens=4096 rows=3584 columns=18944'
     again int4-k18944 70 matmul_int4 --case 'tokens=1 rows=3584 columns=18944' --case 'tokens=8 rows=3584 columns=18944' \
         --case 'tokens=16 rows=3584 columns=18944'
-    again bf16-cube 50 matmul_bf16 --case 'tokens=4096 rows=4096 columns=4096 dtype=bfloat16'
+    again int4-k3584 70 matmul_int4 --case 'tokens=1 rows=37888 columns=3584' --case 'tokens=8 rows=37888 columns=3584' \
+        --case 'tokens=16 rows=37888 columns=3584'
+    again bf16-cube 50 matmul_bf16 --case 'tokens=4096 rows=4096 columns=4096 dtype=bfloat16' --seconds 3
     again bf16-batch-1 60 matmul_bf16 --model qwen1.5-4b --concurrency 1 --context 64
-    # shellcheck disable=SC2086
+    # shellcheck disable=SC2086 # several words, or none
     tests test-kernels 100 tests/kernels/test_kernels.py $parallel
     # shellcheck disable=SC2086
     tests test-nvcc 90 tests/kernels/test_nvcc.py $parallel
