@@ -147,7 +147,7 @@ class Run:
                 run=self.folder,
                 interrupts=self._interrupts,
                 cores=cores,
-                on_sample=self._listener.sampled,
+                on_sample=lambda sample: self._listener.sampled(sample, self.folder),
             )
         except OSError as error:
             raise RunFolderError(f"{self.folder}: cannot be written: {error.strerror}; nothing was measured") from None
@@ -216,7 +216,7 @@ class Run:
         if engine and engine.command.resets_prefix_cache and not await control.reset_prefix_cache(engine.url):
             self._note("the prefix cache could not be emptied between levels; see cached_input in summary.json")
         await watcher.start(level.index)
-        self._listener.level_started(level)
+        self._listener.level_started(level, self.folder)
         samples: list[ClientSample] = []
         mark = await asyncio.to_thread(runner.run_level, level, level.index * self._workload.stride, samples.append)
         await watcher.pause()
@@ -232,7 +232,7 @@ class Run:
             level.load, gathered, samples, mark.interrupted, *watcher.taken(), steady=steady, slos=self._spec.slos
         )
         self.summary.levels.append(result)
-        self._listener.level_ended(result)
+        self._listener.level_ended(result, self.folder)
         self._disk_error = runner.disk_error or watcher.disk_error
         self._look_for_death()
         self.save()
