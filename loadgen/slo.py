@@ -114,6 +114,8 @@ class SloFigures(msgspec.Struct, kw_only=True):
         goodput_ci95_rps: its 95 % interval.
         attainment: ``good`` over ``offered``; None as goodput is, or when nothing was offered.
         attainment_ci95: its 95 % interval.
+        within: of each objective that is asked of every request, the share of the requests that it is defined for,
+            and of those that failed, that are within its limit.
         percentiles: objectives on percentiles.
     """
 
@@ -125,6 +127,7 @@ class SloFigures(msgspec.Struct, kw_only=True):
     goodput_ci95_rps: tuple[float, float] | None = None
     attainment: float | None = None
     attainment_ci95: tuple[float, float] | None = None
+    within: dict[str, float] = {}
     percentiles: list[PercentileFigures] = []
 
 
@@ -207,6 +210,7 @@ def slo_figures(
     if offered:
         figures.attainment = figures.good / len(offered)
         figures.attainment_ci95 = share_interval(passed, _strain(offered, asked), period=slots)
+        figures.within = {slo.text: share for slo in asked if (share := _within(offered, slo)) is not None}
     return figures
 
 
@@ -251,6 +255,11 @@ def _percentile(offered: list[Outcome], slo: Slo, slots: int | None) -> Percenti
         elif figures.ci95[1] < target:
             figures.decision = "not met"
     return figures
+
+
+def _within(offered: list[Outcome], slo: Slo) -> float | None:
+    judged = [met for one in offered if (met := one.meets(slo)) is not None]
+    return sum(judged) / len(judged) if judged else None
 
 
 def _strain(outcomes: list[Outcome], slos: list[Slo]) -> NDArray[np.float64]:
