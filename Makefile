@@ -4,17 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 VLLM_VENV := .venv-vllm
 KERNELS_VENV := .venv-kernels
+CHROMIUM ?= chromium
 VLLM_PYTHON ?= $(VLLM_VENV)/bin/python
 # Byte code is made on first use instead of for all of scipy: the install is 50 MB smaller.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help demo test test-kernels test-engines docs bench bench-quick clean
+.PHONY: help demo test test-kernels test-engines test-browser page docs bench bench-quick clean
 
 help:
 	@echo "make demo          set up, and measure the embedded engine at 1, 8 and 64 in flight"
 	@echo "make test          set up, and run the quick tests and the linters"
 	@echo "make test-kernels  every kernel against its reference, and nvcc, without a GPU (torch for the CPU: 1.5 GB)"
-	@echo "make test-engines  the slower suites: engines' whole lives, and a real vLLM on the CPU (3.4 GB)"
+	@echo "make test-engines  the slower suites: engines' whole lives, a real vLLM on the CPU (3.4 GB), and the pages"
+	@echo "make test-browser  report.html in a real Chromium"
+	@echo "make page          make the script of report.html again from web/ (Node.js and npm)"
 	@echo "make bench         loadgen's own error and cost, next to other clients (two cores, a C compiler)"
 	@echo "make docs          make docs/metrics.md again from the code"
 
@@ -26,6 +29,10 @@ $(VENV)/.base: pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.base
 	$(PIP) install --no-compile -e '.[dev]'
+	touch $@
+
+$(VENV)/.browser: $(VENV)/.dev
+	$(PIP) install --no-compile -e '.[browser]'
 	touch $@
 
 $(VLLM_VENV)/.made:
@@ -61,8 +68,16 @@ test-kernels: $(KERNELS_VENV)/.made
 ifeq ($(VLLM_PYTHON),$(VLLM_VENV)/bin/python)
 test-engines: $(VLLM_VENV)/.made
 endif
-test-engines: $(VENV)/.dev
+test-engines: test-browser $(VENV)/.dev
 	LOADGEN_VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/pytest -q -m 'engines or launches'
+
+test-browser: $(VENV)/.browser
+	command -v $(CHROMIUM) >/dev/null || { test "$$(id -u)" = 0 && apt-get -qq update && apt-get -qqy install chromium; } \
+		|| { echo "the pages' tests need Chromium: install it, or name it with CHROMIUM"; exit 1; }
+	LOADGEN_CHROMIUM=$$(command -v $(CHROMIUM)) $(BIN)/pytest -q -m browser tests/browser
+
+page:
+	cd web && npm ci --no-audit --no-fund && npm run build
 
 docs: $(VENV)/.base
 	$(BIN)/python docs/make_metrics.py

@@ -1,12 +1,14 @@
 """How often `loadgen compare` claims a difference between two equal engines, and how often it finds one.
 
     nice -n 19 python benchmarks/ab.py --output docs/validation-ab.md
+    nice -n 19 python benchmarks/ab.py --capacity                       # the last table alone, printed
 
 Runs are simulated: a server that decodes a batch step by step, in which the requests of a batch share
 every step, steps are slower and faster for a while, prompts have answers of different lengths, launches
 differ, and the machine drifts while a comparison goes on. B is A with every step longer by a planted
 share, so that each latency is longer, and the throughput less, by exactly that. Each simulated round
-becomes request records, and is read and compared by the code that reads a run folder.
+becomes request records, and is read and compared by the code that reads a run folder. The last table is of
+capacities at an equal SLO, from sweeps of such levels, closed and open.
 """
 
 from __future__ import annotations
@@ -17,16 +19,20 @@ import sys
 import textwrap
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from loadgen.compare.blocks import FAMILIES, THROUGHPUT
+from loadgen.compare.capacity import Capacities, capacities
 from loadgen.compare.differences import LAUNCH_SD, Comparison, compare
 from loadgen.compare.sides import Side, SideLevel, sample_of
-from loadgen.records import Manifest, RequestRecord
+from loadgen.records import LevelMark, Manifest, RequestRecord
 from loadgen.report.comparison import NAMES
+from loadgen.slo import outcome, parse_slos
+from loadgen.summary import Measured, summarize_level
 
 S = 1_000_000_000
 CONCURRENCIES = (8, 64)
@@ -43,6 +49,8 @@ DRIFT = 0.02  # of the machine, up and down within DRIFT_TIME_S
 DRIFT_TIME_S = 900.0
 LAUNCH_TIME_S = 60.0
 PLANTED = 0.03
+WARMUP_S = 5.0  # of an open loop
+LAUNCH = LAUNCH_SD["tpot_s"]
 
 
 class Case(NamedTuple):
@@ -64,7 +72,31 @@ def simulate(concurrency: int, rng: np.random.Generator, lengths: list[int], slo
         lengths: output tokens of each prompt, in the order in which they are sent.
         slower: what every step is multiplied by.
     """
-    noise = _noise(rng, 40_000, NOISE_TIME_S / (STEP_S + PER_SEQUENCE_S * concurrency))
+    records, start_s = serve(rng, lengths, slower, WINDOW_S, concurrency=concurrency)
+    start = int(start_s * S)
+    return SideLevel(
+        load={"model": "closed", "concurrency": concurrency},
+        round=0,
+        verdict=["VALID"],
+        sample=sample_of(records, start, start + int(WINDOW_S * S)),
+        start_s=0.0,
+    )
+
+
+def serve(
+    rng: np.random.Generator,
+    lengths: list[int],
+    slower: float,
+    window_s: float,
+    concurrency: int = 0,
+    due_s: Sequence[float] = (),
+) -> tuple[list[RequestRecord], float]:
+    """The requests of a closed loop of so many in flight, or of those that are due, and the window's start in seconds.
+
+    Args:
+        due_s: of an open loop; the window then starts after WARMUP_S.
+    """
+    noise = _noise(rng, 40_000, NOISE_TIME_S / (STEP_S + PER_SEQUENCE_S * (concurrency or 32)))
     now, step, running, sent = 0.0, 0, 0, 0
     step_end: list[float] = []
     waiting: list[tuple[int, float]] = []
@@ -73,10 +105,16 @@ def simulate(concurrency: int, rng: np.random.Generator, lengths: list[int], slo
     for _ in range(concurrency):
         waiting.append((sent, 0.0))
         sent += 1
-    turned_over = math.inf
-    while now < turned_over + WINDOW_S * 1.15:
+    start_s = math.inf if concurrency else WARMUP_S
+    while now < start_s + window_s * 1.15:
+        while sent < len(due_s) and due_s[sent] <= now:
+            waiting.append((sent, due_s[sent]))
+            sent += 1
         admitted, waiting = waiting[:PREFILLS_PER_STEP], waiting[PREFILLS_PER_STEP:]
         running += len(admitted)
+        if not running and sent < len(due_s):
+            now = due_s[sent]
+            continue
         work = STEP_S + PER_SEQUENCE_S * running + PREFILL_S * len(admitted)
         now += work * noise[step] * slower
         step_end.append(now)
@@ -85,21 +123,14 @@ def simulate(concurrency: int, rng: np.random.Generator, lengths: list[int], slo
         for request in ending.pop(step, ()):
             done.append(request)
             running -= 1
-            waiting.append((sent, now))
-            sent += 1
-        if turned_over == math.inf and len(done) >= 2 * concurrency:
-            turned_over = now
+            if concurrency:
+                waiting.append((sent, now))
+                sent += 1
+        if start_s == math.inf and len(done) >= 2 * concurrency:
+            start_s = now
         step += 1
     ends = np.asarray(step_end)
-    records = [_record(request, lengths, ends, turned_over) for request in done]
-    start = int(turned_over * S)
-    return SideLevel(
-        load={"model": "closed", "concurrency": concurrency},
-        round=0,
-        verdict=["VALID"],
-        sample=sample_of(records, start, start + int(WINDOW_S * S)),
-        start_s=0.0,
-    )
+    return [_record(request, lengths, ends, start_s, window_s, bool(due_s)) for request in done], start_s
 
 
 def _noise(rng: np.random.Generator, steps: int, memory: float) -> list[float]:
@@ -114,20 +145,26 @@ def _noise(rng: np.random.Generator, steps: int, memory: float) -> list[float]:
 
 
 def _record(
-    request: tuple[int, float, int], lengths: list[int], ends: np.ndarray, window_start_s: float
+    request: tuple[int, float, int],
+    lengths: list[int],
+    ends: np.ndarray,
+    window_start_s: float,
+    window_s: float,
+    is_open: bool,
 ) -> RequestRecord:
     prompt, sent, first = request
     tokens = lengths[prompt]
     steps = [*range(0, tokens - 1, EVENT_TOKENS), tokens - 1]
     at = (ends[[first + step for step in steps]] * S).astype(np.int64)
     sent_ns = int(sent * S)
-    measured = window_start_s <= sent <= window_start_s + WINDOW_S
+    measured = window_start_s <= sent <= window_start_s + window_s
     return RequestRecord(
         level=0,
         seq=prompt,
         prompt_id=str(prompt),
         worker=0,
         phase="measure" if measured else "warmup",
+        scheduled_ns=sent_ns if is_open else None,
         sent_ns=sent_ns,
         first_token_ns=int(at[0]),
         last_token_ns=int(at[-1]),
@@ -185,6 +222,92 @@ def _side(label: str) -> Side:
     return Side(label=label, manifest=manifest, levels=[], sweep="one")
 
 
+class CapacityCase(NamedTuple):
+    """Sweeps of both sides over their own loads, at one SLO."""
+
+    name: str
+    pairs: int
+    loads: tuple[float, ...]  # in flight, or requests/s
+    window_s: float
+    planted: float
+
+
+CAPACITY_CASES = [
+    CapacityCase("closed loop", 100, (16, 32, 48, 64, 80, 96), 20.0, 0.0),
+    CapacityCase("closed loop", 40, (16, 32, 48, 64, 80, 96), 20.0, 0.3),
+    CapacityCase("open loop", 100, (30, 40, 50, 60, 70, 80), 40.0, 0.0),
+    CapacityCase("open loop", 40, (30, 40, 50, 60, 70, 80), 40.0, 0.3),
+]
+CAPACITY_ATTAINMENT = 0.95  # 99 % takes five times the requests, and the machine's time
+SLO_TPOT_MS = (6.0, 10.0)  # drawn anew for each pair, so that the limit is anywhere between loads
+
+
+def capacity_pair(case: CapacityCase, rng: np.random.Generator) -> Capacities:
+    """One comparison. The sides are two launches, and sweep loads that are up to a tenth apart."""
+    slos = parse_slos(f"ttft=500ms,tpot={rng.uniform(*SLO_TPOT_MS):.3f}ms")
+    sides = []
+    for which in (0, 1):
+        slower = math.exp(rng.normal(0, LAUNCH)) * (1 + case.planted * which)
+        grid = rng.uniform(0.95, 1.05)
+        side = _side("AB"[which])
+        side.measured = [_measured(case, round(load * grid, 1), rng, slower) for load in case.loads]
+        sides.append(side)
+    found = capacities(sides[0], sides[1], [], slos, CAPACITY_ATTAINMENT)
+    if found is None or found.refused:
+        raise SystemExit(f"a simulated pair is refused: {found}")
+    return found
+
+
+def _measured(case: CapacityCase, load: float, rng: np.random.Generator, slower: float) -> Measured:
+    lengths = rng.integers(*OUTPUT_TOKENS, 8000, endpoint=True).tolist()
+    if case.name == "closed loop":
+        words: dict[str, object] = {"model": "closed", "concurrency": round(load)}
+        records, start_s = serve(rng, lengths, slower, case.window_s, concurrency=round(load))
+    else:
+        words = {"model": "open", "rate_rps": load, "arrival": "poisson"}
+        due = np.cumsum(rng.exponential(1 / load, int(load * (WARMUP_S + case.window_s) * 1.3))).tolist()
+        records, start_s = serve(rng, lengths, slower, case.window_s, due_s=due)
+    start, end = int(start_s * S), int((start_s + case.window_s) * S)
+    level = summarize_level(words, records, [], LevelMark(level=0, window_start_ns=start, window_end_ns=end))
+    outcomes = [outcome(one) for one in records if one.phase == "measure"]
+    return Measured(level=level, outcomes=outcomes)
+
+
+def capacity_table() -> str:
+    """The Markdown of the capacities."""
+    closed, _, open_, _ = CAPACITY_CASES
+    note = (
+        f"What each side carries at the same SLO, met by {CAPACITY_ATTAINMENT:.0%} of requests, of which the TPOT is "
+        f"drawn anew for each pair from {SLO_TPOT_MS[0]:g} to {SLO_TPOT_MS[1]:g} ms: sweeps over {len(closed.loads)} "
+        f"loads, of {closed.window_s:g} s a level in the closed loop and {open_.window_s:g} s in the open one, a "
+        f"launch a side (standard deviation {LAUNCH:.1%}), loads up to a tenth apart between the sides. `nice -n 19 "
+        "python benchmarks/ab.py --capacity` makes this table alone. Told: pairs in which both sides have a capacity. "
+        "Held: of these, intervals of B/A that hold 1. The median interval is that of its two ends. Planted: every "
+        f"step of B takes {CAPACITY_CASES[1].planted:.0%} longer."
+    )
+    lines = [
+        "", "## Capacity at the same SLO", "", *textwrap.wrap(note, 120), "",
+        "| | pairs | told | held | cannot be told | A carries more | B carries more | median interval |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]  # fmt: skip
+    for number, case in enumerate(CAPACITY_CASES):
+        started = time.perf_counter()
+        rows = [capacity_pair(case, np.random.default_rng([9, number, n])).rows[0] for n in range(case.pairs)]
+        ratios = [row.ratio for row in rows if row.ratio is not None]
+        ends = [(low or 0.0, math.inf if high is None else high) for low, high in ratios]
+        words = Counter(row.word for row in rows if row.ratio is not None)
+        held = sum(low <= 1 <= high for low, high in ends)
+        low, high = (float(np.median(column)) for column in zip(*ends, strict=True))
+        kind = f"planted {case.planted:.0%}" if case.planted else "equal"
+        lines.append(
+            f"| {case.name}, {kind} | {len(rows)} | {len(ratios)} | {held if not case.planted else ''} "
+            f"| {words['cannot be told']} | {words['A carries more']} | {words['B carries more']} "
+            f"| {low:.2f} .. {high:.2f} |"
+        )
+        print(f"capacity, {case.name}, {kind}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
+    return "\n".join(lines) + "\n"
+
+
 class Tally:
     """Of the pairs of one case, by metric and statistic: claims, and intervals that held the truth."""
 
@@ -228,7 +351,6 @@ class Tally:
         return [family for family in FAMILIES if self.intervals[family]]
 
 
-LAUNCH = LAUNCH_SD["tpot_s"]
 CASES = [
     Case("one launch", 200, 1, 0.0, False, {}, 0.0),
     Case("one launch", 200, 1, 0.0, False, {}, PLANTED),
@@ -304,7 +426,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--output", type=Path, help="Markdown; else it is printed")
     parser.add_argument("--pairs", type=int, help="of each case, for a quick look")
+    parser.add_argument("--capacity", action="store_true", help="the table of capacities alone")
     arguments = parser.parse_args()
+    if arguments.capacity:
+        print(capacity_table(), end="")
+        return
     tallies = {}
     for number, case in enumerate(CASES):
         if arguments.pairs:
@@ -312,7 +438,7 @@ def main() -> None:
         started = time.perf_counter()
         tallies[case.name, case.planted] = run(number, case)
         print(f"{case.name}, {case.planted:.0%}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
-    text = table(tallies)
+    text = table(tallies) + capacity_table()
     if arguments.output:
         arguments.output.write_text(text)
     else:

@@ -2,6 +2,7 @@
 # Measures vLLM on this machine's GPU with the Qwen1.5-4B shape (dummy weights), for reports/.
 #
 #   benchmarks/gpu_vllm.sh OUT levels     1, 8, 64 and 256 in flight, 256 tokens in, 128 out, no prefix cache
+#   benchmarks/gpu_vllm.sh OUT find       the capacity under an SLO, searched for over the rate and confirmed
 #   benchmarks/gpu_vllm.sh OUT prefix     prompts that share prefixes: prefix caching off, then on
 #   benchmarks/gpu_vllm.sh OUT twice      two vLLM in one sweep, one after the other, with the same prompts
 #   benchmarks/gpu_vllm.sh OUT killed     loadgen is killed in mid-sweep: the GPU must be empty soon after
@@ -21,8 +22,14 @@ doctor)
     ;;
 levels)
     loadgen sweep --engine vllm --engine-python "$PYTHON" --engine-arg "$ENGINE_ARGS" --model shape:qwen1.5-4b \
-        --prefix-caching off --concurrency 1,8,64,256 --duration "${DURATION:-40s}" \
+        --prefix-caching off --concurrency "${LEVELS:-1,8,64,256}" --duration "${DURATION:-40s}" \
         --input-tokens 256 --output-tokens 128 --output "$OUT/levels"
+    ;;
+find)
+    loadgen sweep --engine vllm --engine-python "$PYTHON" --engine-arg "$ENGINE_ARGS" --model shape:qwen1.5-4b \
+        --prefix-caching off --find capacity --slo "${SLO:-ttft=500ms,tpot=15ms}" --attainment 95% --rate 20 \
+        --duration "${DURATION:-12s}" --max-duration 30s --max-find "${MAX_FIND:-7m}" \
+        --input-tokens 256 --output-tokens 128 --output "$OUT/find"
     ;;
 prefix)
     test -f "$OUT/prefixed.jsonl" || loadgen dataset make prefixed --prompts 4096 --output "$OUT/prefixed.jsonl"

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import signal, special
 
-from loadgen.intervals import RATE_BINS, intervals, rate_interval, share_interval
+from loadgen.intervals import RATE_BINS, intervals, mean_interval, rate_interval, share_interval
+from loadgen.precision import MIN_REQUESTS, MIN_TURNS, Looks, half_width
 from loadgen.stats import describe
 from loadgen.steady import SteadyWindow, steady_window
 
@@ -30,6 +31,7 @@ COMMAND = "python benchmarks/validation.py"
 SIGMA = 0.5  # of the logarithm of a latency
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 SIZES = (200, 700, 2000, 5000)
+LEAST, LONGEST = 100, 20_000  # requests of a level that is measured until it is precise
 MIN_GIVEN = 0.5  # below it what is given is a selection: cells are in brackets
 
 
@@ -223,6 +225,42 @@ def throughput(runs: int) -> str:
     return table(["tokens in 256 parts of the window", "held the truth"], rows)
 
 
+def stopped(values: Series, asked: float, slots: int | None, looks_met: int) -> tuple[int, Interval | None]:
+    """How many requests a level measures that is to be so precise, and the interval of its mean then.
+
+    Requests stand for the time that they take; the looks are those of ``sweep --precision`` after ``looks_met``
+    good ones.
+    """
+    looks = Looks(asked, LEAST, len(values), looks_met)
+    while True:
+        count = int(looks.next_s)
+        interval = mean_interval(values[:count], period=slots)
+        told = count >= max(MIN_REQUESTS, MIN_TURNS * (slots or 0))
+        width = half_width(float(values[:count].mean()), interval)
+        if looks.enough(count, {"ttft_mean_s": width} if told else {}) or count >= len(values):
+            return count, interval
+
+
+def sequential(runs: int) -> str:
+    rows: list[list[object]] = []
+    for name, draw, truths, slots in MODELS[:6]:
+        for asked in (0.05, 0.02):
+            counts, sizes = {1: Count(), 2: Count(), 0: Count()}, []
+            for seed in range(runs):
+                values = draw(np.random.default_rng([seed, 4]), LONGEST)
+                for looks_met in (1, 2):
+                    size, interval = stopped(values, asked, slots, looks_met)
+                    counts[looks_met].add(interval, truths[0])
+                sizes.append(size)
+            size = int(np.median(sizes))
+            for seed in range(runs):
+                values = draw(np.random.default_rng([seed, 4]), LONGEST)
+                counts[0].add(mean_interval(values[:size], period=slots), truths[0])
+            rows.append([name, f"{asked:.0%}", *counts.values(), f"{size:,}"])
+    head = ["latencies", "asked", "one look", "two looks", "as many requests, fixed", "requests, median"]
+    return table(head, rows)
+
+
 def level(
     rng: np.random.Generator, n: int, phi: float, drift: float = 0.0, transient: float = 0.0, slots: int | None = None
 ) -> SteadyWindow:
@@ -329,6 +367,15 @@ independent samples (Student's t and order statistics).
 
 {alternatives}
 
+## Measured until precise
+
+`sweep --precision` looks at a level at growing intervals, and ends it when the intervals are narrow: how often the
+interval of the mean at that moment held the truth. The first look comes at {least} requests, the last at {longest:,};
+looks at fewer than {few} requests or {turns} turns of a closed loop's slots do not count. loadgen ends a level at the
+second good look in a row.
+
+{sequential}
+
 ## Steady state
 
 Levels with a TTFT that spreads by 30 %, a TPOT and a throughput that spread by 5 %, all autocorrelated; {steady_runs}
@@ -364,6 +411,11 @@ def main() -> None:
         coverage=coverage(runs),
         throughput=throughput(runs),
         alternatives=alternatives(boot_runs),
+        least=LEAST,
+        longest=LONGEST,
+        few=MIN_REQUESTS,
+        turns=MIN_TURNS,
+        sequential=sequential(runs),
         steadiness=steadiness(steady_runs),
         drift_runs=steady_runs // 2,
         small=small_drifts(steady_runs // 2),

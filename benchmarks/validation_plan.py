@@ -1,11 +1,11 @@
 """How often the interval of `loadgen plan` holds the capacity of the embedded engine's model.
 
-    python benchmarks/validation_plan.py [--seeds 10] [--output FILE.md]
+    python benchmarks/validation_plan.py [--seeds 10] [--attainment 99%,95%] [--output FILE.md]
 
 The engine's model (loadgen/engines/sim_model.py) is run in virtual time, fed by the arrivals that an open loop
 draws, so that a sweep of minutes takes seconds and no machine's noise is in it. The truth is found first, by
-bisection over long runs of other seeds: the rate at which 99 % of requests are within the SLO. Then each seed sweeps
-a coarse grid of rates, and what summarizes and plans a real run is given its records.
+bisection over long runs of other seeds: the rate at which 99 % (or another share) of requests are within the SLO. Then
+each seed sweeps a coarse grid of rates, and what summarizes and plans a real run is given its records.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from loadgen.plan import Demand, Measured, Plan, make_plan
 from loadgen.records import LevelMark, Manifest, RequestRecord
 from loadgen.slo import Outcome, outcome, parse_slos
 from loadgen.summary import summarize_level
+from loadgen.units import parse_share
 
 INPUT, OUTPUT = 256, 64
 WARMUP_S = 20.0
 TRUTH_S = 20.0  # of each second that a level is measured for
-ATTAINMENT = 0.99
 CASES = (  # arrivals, CV, SLO, seconds of a level: bursts come in long waves, and leave less room
     ("poisson", 1.0, "ttft=100ms,tpot=15ms", 180.0),
     ("poisson", 1.0, "e2e=1s", 180.0),
@@ -95,7 +95,7 @@ def arrivals(kind: str, cv: float, rate: float, seed: int) -> Iterator[int]:
     return schedule(Arrivals(kind=kind, cv=cv, rate_rps=rate, seed=seed))
 
 
-def truth_rps(kind: str, cv: float, slo: str, window_s: float) -> float:
+def truth_rps(kind: str, cv: float, slo: str, target: float, window_s: float) -> float:
     slos = parse_slos(slo)
 
     def attainment(rate: float) -> float:
@@ -109,11 +109,13 @@ def truth_rps(kind: str, cv: float, slo: str, window_s: float) -> float:
     low, high = 1.0, 120.0
     while high / low > 1.005:
         middle = (low * high) ** 0.5
-        low, high = (middle, high) if attainment(middle) >= ATTAINMENT else (low, middle)
+        low, high = (middle, high) if attainment(middle) >= target else (low, middle)
     return (low * high) ** 0.5
 
 
-def planned(kind: str, cv: float, slo: str, rates: list[float], window_s: float, seed: int) -> Plan:
+def planned(
+    kind: str, cv: float, slo: str, target: float, rates: list[float], window_s: float, seed: int
+) -> Plan:
     measured = []
     for index, rate in enumerate(rates):
         records = serve(arrivals(kind, cv, rate, 1000 * seed + index), WARMUP_S + window_s)
@@ -134,50 +136,54 @@ def planned(kind: str, cv: float, slo: str, rates: list[float], window_s: float,
         levels=[],
         client={},
     )
-    return make_plan("model", manifest, measured, Demand(slos=parse_slos(slo), attainment=ATTAINMENT))
+    return make_plan("model", manifest, measured, Demand(slos=parse_slos(slo), attainment=target))
 
 
 HEAD = """# Capacity plans of an engine whose capacity is known
 
-Made by `python benchmarks/validation_plan.py --seeds {seeds}`, which describes the simulation. True: the rate at which
-{attainment:.0%} of requests are within the SLO. Each of {seeds} seeds sweeps {grid} rates, from 0.6 to 1.2 of a guess
-that is off by up to a tenth, for so many seconds each, and is planned. Held: plans whose interval of the capacity
-holds the truth. Refused: the requests did not suffice for a plan. The interval: medians of its ends over the truth;
-none: no level broke the SLO surely.
+Made by `python benchmarks/validation_plan.py --seeds {seeds} --attainment {attainments}`, which describes the
+simulation. True: the rate at which so many requests are within the SLO. Each of {seeds} seeds sweeps {grid} rates, from
+0.6 to 1.2 of a guess that is off by up to a tenth, for so many seconds each, and is planned. Held: plans whose interval
+of the capacity holds the truth. Refused: the requests did not suffice for a plan. The interval: medians of its ends
+over the truth; none: no level broke the SLO surely.
 
-| arrivals | SLO | s a level | true, requests/s | plans | held | refused | interval |
-|---|---|--:|--:|--:|--:|--:|--:|
+| arrivals | SLO | within it | s a level | true, requests/s | plans | held | refused | interval |
+|---|---|--:|--:|--:|--:|--:|--:|--:|
 """
 
 
-def validate(seeds: int) -> Iterator[str]:
+def validate(seeds: int, targets: list[float]) -> Iterator[str]:
     """The document, line by line."""
-    yield HEAD.format(seeds=seeds, attainment=ATTAINMENT, grid=len(GRID))
-    for number, (kind, cv, slo, window_s) in enumerate(CASES):
-        true = truth_rps(kind, cv, slo, window_s)
-        ends = []
-        for seed in range(seeds):
-            # Another guess for each seed, so that the truth is at another place of the grid.
-            guess = true * (0.9 + 0.2 * ((seed * 7 + number * 3) % seeds) / seeds)
-            capacity = planned(kind, cv, slo, [guess * share for share in GRID], window_s, seed).capacity_rps
-            if capacity is not None:
-                ends.append((capacity[0] / true, math.inf if capacity[1] is None else capacity[1] / true))
-        held = sum(low <= 1 <= high for low, high in ends)
-        low, high = (statistics.median(column) for column in zip(*ends, strict=True)) if ends else (0.0, math.inf)
-        name = kind if cv == 1 else f"{kind}, CV {cv:g}"
-        yield (
-            f"| {name} | {slo} | {window_s:.0f} | {true:.2f} | {len(ends)} | {held} | {seeds - len(ends)} | "
-            f"{low:.2f} .. {'none' if math.isinf(high) else f'{high:.2f}'} |\n"
-        )
+    attainments = ",".join(f"{target * 100:g}%" for target in targets)
+    yield HEAD.format(seeds=seeds, attainments=attainments, grid=len(GRID))
+    for target in targets:
+        for number, (kind, cv, slo, window_s) in enumerate(CASES):
+            true = truth_rps(kind, cv, slo, target, window_s)
+            ends = []
+            for seed in range(seeds):
+                # Another guess for each seed, so that the truth is at another place of the grid.
+                guess = true * (0.9 + 0.2 * ((seed * 7 + number * 3) % seeds) / seeds)
+                rates = [guess * share for share in GRID]
+                capacity = planned(kind, cv, slo, target, rates, window_s, seed).capacity_rps
+                if capacity is not None:
+                    ends.append((capacity[0] / true, math.inf if capacity[1] is None else capacity[1] / true))
+            held = sum(low <= 1 <= high for low, high in ends)
+            low, high = (statistics.median(column) for column in zip(*ends, strict=True)) if ends else (0.0, math.inf)
+            name = kind if cv == 1 else f"{kind}, CV {cv:g}"
+            yield (
+                f"| {name} | {slo} | {target * 100:g} % | {window_s:.0f} | {true:.2f} | {len(ends)} | {held} "
+                f"| {seeds - len(ends)} | {low:.2f} .. {'none' if math.isinf(high) else f'{high:.2f}'} |\n"
+            )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--attainment", default="99%,95%", help="the shares of requests that are to keep to the SLO")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     lines = []
-    for line in validate(args.seeds):
+    for line in validate(args.seeds, [parse_share(text) for text in args.attainment.split(",")]):
         print(line, end="", flush=True)
         lines.append(line)
     if args.output is not None:

@@ -21,6 +21,8 @@ from loadgen.errors import LoadgenError, UsageError
 
 EPILOG = "Exit codes: 0 valid, 1 ran but a verdict failed, 2 usage or bad input, 3 an engine failed."
 DEFAULT_DURATION = "20s"
+DEFAULT_MAX_DURATION = "10m"
+DEFAULT_MAX_FIND = "1h"
 
 
 @click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -113,6 +115,80 @@ def _parse_load(
     return {**open_loop, "rates": _parse_rates(rate)}
 
 
+def _parse_find(
+    kind: str,
+    concurrency: str | None,
+    rate: str | None,
+    arrival: str | None,
+    max_in_flight: int | None,
+    slo: str | None,
+    attainment: str | None,
+    duration: str | None,
+    max_duration: str | None,
+    max_find: str | None,
+) -> dict[str, Any]:
+    """The fields of SweepSpec that say what is looked for."""
+    from loadgen.find import Goal
+    from loadgen.pacing import parse_arrival
+    from loadgen.slo import EXAMPLE, parse_slos
+    from loadgen.sweep_spec import DEFAULT_IN_FLIGHT
+    from loadgen.units import parse_duration_s, parse_share
+
+    if concurrency is not None and rate is not None:
+        raise UsageError("--find raises one of the two: start from --concurrency N or from --rate R")
+    if kind == "knee":
+        for name, value in {"--rate": rate, "--arrival": arrival, "--attainment": attainment}.items():
+            if value is not None:
+                raise UsageError(f"{name} does not go with --find knee, which raises the requests in flight")
+    elif slo is None:
+        raise UsageError(f"--find capacity needs to know what is to be kept: --slo {EXAMPLE}")
+    starts = [1] if concurrency is None else _parse_levels(concurrency)
+    rates = [] if rate is None else _parse_rates(rate)
+    if len(starts) > 1 or len(rates) > 1:
+        raise UsageError("--find starts from a single load: --concurrency N or --rate R")
+    share = parse_share(attainment or "99%")
+    if not 0 < share < 1:
+        raise UsageError(f"--attainment takes a share between 0 and 100%, not {attainment}")
+    least_s = parse_duration_s(duration or DEFAULT_DURATION)
+    in_flight = max_in_flight or DEFAULT_IN_FLIGHT
+    if starts[0] > in_flight:
+        raise UsageError(f"--concurrency {starts[0]} is above --max-in-flight {in_flight}")
+    goal = Goal(
+        kind=kind,  # type: ignore[arg-type]
+        over="rate" if rates else "concurrency",
+        start=float(rates[0] if rates else starts[0]),
+        highest=100_000.0 if rates else float(in_flight),
+        slo="" if slo is None else ",".join(one.text for one in parse_slos(slo)),
+        attainment=share,
+        duration_s=least_s,
+        max_duration_s=max(least_s, parse_duration_s(max_duration or DEFAULT_MAX_DURATION)),
+        max_find_s=parse_duration_s(max_find or DEFAULT_MAX_FIND),
+    )
+    return {"find": goal, "arrival": parse_arrival(arrival or "poisson"), "max_in_flight": in_flight}
+
+
+def _parse_precision(
+    precision: str | None, duration: str | None, max_duration: str | None, requests: int | None
+) -> dict[str, Any]:
+    """The fields of SweepSpec that say for how long a level is measured, beside ``duration_s``."""
+    from loadgen.units import parse_duration_s, parse_share
+
+    if precision is None:
+        if max_duration is not None:
+            raise UsageError("--max-duration goes with --precision 5%; without it --duration says how long")
+        return {}
+    if requests is not None:
+        raise UsageError("--precision decides how much is measured: give no --requests and no --arrival replay")
+    share = parse_share(precision)
+    if not 0 < share < 1:
+        raise UsageError(f"--precision takes a share of the figures between 0 and 100%, not {precision}")
+    least_s = parse_duration_s(duration or DEFAULT_DURATION)
+    most_s = parse_duration_s(max_duration or DEFAULT_MAX_DURATION)
+    if least_s > most_s:
+        raise UsageError(f"--duration, the least, is {least_s:g} s, and --max-duration {most_s:g} s: give more for it")
+    return {"precision": share, "max_duration_s": most_s}
+
+
 def _parse_rates(text: str) -> list[float]:
     rates = []
     for piece in text.split(","):
@@ -202,6 +278,12 @@ def _source(
 
 @cli.command(epilog=EPILOG)
 @click.option("--concurrency", metavar="1,8,64", help="Requests in flight at each level: a closed loop.")
+@click.option("--find", type=click.Choice(["capacity", "knee"]),
+              help="Look for the highest load that keeps --slo, or for the one above which throughput rises no more, "
+              "from 1 in flight, --concurrency N or --rate R on.")  # fmt: skip
+@click.option("--attainment", metavar="99%", help="Of --find capacity: so many requests are to keep --slo.  "
+              "[default: 99%]")  # fmt: skip
+@click.option("--max-find", metavar="1h", help=f"Of --find: at most, in all.  [default: {DEFAULT_MAX_FIND}]")
 @click.option("--rate", metavar="2,4,8", help="Requests/s at each level, whatever the server does: an open loop.")
 @click.option("--arrival", metavar="A", help="Of an open loop: poisson, constant, gamma:CV, or replay, the time "
               "stamps of the dataset.  [default: poisson]")  # fmt: skip
@@ -223,11 +305,17 @@ def _source(
               help="Synthetic ids stay below this, and below a launched model's own vocabulary.")  # fmt: skip
 @click.option("--requests", type=int, metavar="N", help="Measure N requests at each level.")
 @click.option("--duration", metavar="60s", help=f"Measure for so long at each level.  [default: {DEFAULT_DURATION}]")
+@click.option("--precision", metavar="5%",
+              help="Measure on until the 95 % intervals of mean TTFT, mean TPOT and output throughput are at most so "
+              "wide on either side; --duration is the least.")  # fmt: skip
+@click.option("--max-duration", metavar="10m",
+              help=f"At most, of a level with --precision or --find.  [default: {DEFAULT_MAX_DURATION}]")  # fmt: skip
 @click.option("--slo", metavar="ttft=500ms,tpot=50ms",
               help="Objectives of each request, or of a percentile (ttft:p99=500ms): attainment, goodput.")  # fmt: skip
 @click.option(
-    "--rounds", type=click.IntRange(1, 1000), default=1, show_default=True, help="Go through all levels so often."
-)
+    "--rounds", type=click.IntRange(1, 1000), default=1, show_default=True,
+    help="Go through all levels so often, each time in an order drawn from the seed.",
+)  # fmt: skip
 @click.option("--interleave", is_flag=True, help="Several engines: one round of each in turn, launched anew each time.")
 @click.option("--mig", type=click.Choice(["all"]), help="One engine on each slice, all at once.")
 @click.option("--offline-ceiling", is_flag=True,
@@ -258,6 +346,9 @@ def _source(
 @sim_options
 def sweep(
     concurrency: str | None,
+    find: str | None,
+    attainment: str | None,
+    max_find: str | None,
     rate: str | None,
     arrival: str | None,
     speedup: float | None,
@@ -271,6 +362,8 @@ def sweep(
     vocab_size: int,
     requests: int | None,
     duration: str | None,
+    precision: str | None,
+    max_duration: str | None,
     slo: str | None,
     rounds: int,
     interleave: bool,
@@ -308,7 +401,22 @@ def sweep(
     from loadgen.sweep_spec import SweepSpec, default_output
     from loadgen.units import parse_duration_s
 
-    load = _parse_load(concurrency, rate, arrival, speedup, max_in_flight, dataset)
+    if find is None:
+        for name, value in (("--attainment", attainment), ("--max-find", max_find)):
+            if value is not None:
+                raise UsageError(f"{name} goes with --find")
+        load = _parse_load(concurrency, rate, arrival, speedup, max_in_flight, dataset)
+    else:
+        refused = {
+            "--interleave": interleave, "--mig": mig, "--rounds": rounds > 1, "--precision": precision,
+            "--requests": requests, "--speedup": speedup, "--arrival replay": arrival == "replay",
+        }  # fmt: skip
+        for name, given_value in refused.items():
+            if given_value:
+                raise UsageError(f"{name} and --find exclude each other: a search chooses its levels itself")
+        load = _parse_find(
+            find, concurrency, rate, arrival, max_in_flight, slo, attainment, duration, max_duration, max_find
+        )
     if load.get("times_ns"):
         if requests is not None or duration is not None or rounds > 1:
             raise UsageError("--arrival replay sends the whole trace once: no --requests, --duration or --rounds")
@@ -344,6 +452,7 @@ def sweep(
         **load,
         requests=requests,
         duration_s=None if requests is not None else parse_duration_s(duration or DEFAULT_DURATION),
+        **({} if find is not None else _parse_precision(precision, duration, max_duration, requests)),
         rounds=rounds,
         slos=[] if slo is None else parse_slos(slo),
         warmup=warmup,
@@ -393,7 +502,7 @@ def _publish(folder: Path, runs: list[tuple[Path, Any]], as_json: bool) -> None:
     from loadgen.summary import is_together
 
     entries = _entries(runs)
-    pages = _write_pages([run for run, _ in runs], entries, None)
+    pages = _write_pages(entries)
     alone = runs[0][0] == folder
     text = texts.render("json" if as_json else "terminal", entries, alone=alone, together=is_together(folder))
     click.echo(text, nl=False)
@@ -414,32 +523,32 @@ def _entries(runs: list[tuple[Path, Any]], kernels: Path | None = None) -> list[
     return [
         Entry(
             name=name,
-            manifest=read_manifest(run),
+            folder=run,
+            manifest=manifest,
             summary=summary,
-            beside=read_beside(kernels or run / "kernels", summary),
+            beside=read_beside(kernels or run / "kernels", manifest, summary),
             offline=read_offline_report(run / REPORT_FILE) if (run / REPORT_FILE).exists() else None,
         )
         for name, (run, summary) in zip(names_of([run for run, _ in runs]), runs, strict=True)
+        for manifest in [read_manifest(run)]
     ]
 
 
-def _write_pages(folders: list[Path], entries: list[Any], output: Path | None) -> list[Path]:
-    """Writes report.html into each run's folder, or one page to ``output``; gives the pages."""
+def _write_pages(entries: list[Any], output: Path | None = None) -> list[Path]:
+    """Writes report.html into each run's folder, or one page of all of them to ``output``; gives the pages."""
     from loadgen.report import html
+    from loadgen.report.page_data import read_page
+
+    def read(entry: Any) -> Any:
+        return read_page(entry.folder, entry.manifest, entry.summary, entry.beside)._replace(name=entry.name)
 
     if output is not None:
-        together = getattr(html, "render_several", None)
-        if len(entries) == 1:
-            _write(output, html.render(entries[0].manifest, entries[0].summary, entries[0].beside))
-        elif together is not None:
-            _write(output, together(entries))
-        else:
-            raise UsageError("--output with --format html takes one run; without it, each run gets its report.html")
+        _write(output, html.render([read(entry) for entry in entries]))
         return [output]
-    pages = [folder / "report.html" for folder in folders]
+    pages = [entry.folder / "report.html" for entry in entries]
     for page, entry in zip(pages, entries, strict=True):
         try:
-            page.write_text(html.render(entry.manifest, entry.summary, entry.beside))
+            page.write_text(html.render([read(entry)]))
         except OSError as error:
             click.echo(f"loadgen: {page}: cannot be written: {error.strerror}", err=True)
     return pages
@@ -515,7 +624,7 @@ def report(
     entries = _entries(found, kernels[0] if kernels else None)
     pages = []
     if form in ("terminal", "html"):
-        pages = _write_pages(folders, entries, output if form == "html" else None)
+        pages = _write_pages(entries, output if form == "html" else None)
     if form != "html":
         together = len(served) == 1 and is_together(served[0])
         text = texts.render(form, entries, alone=folders == served and len(served) == 1, together=together)
@@ -533,28 +642,39 @@ def report(
 @click.option("--force", is_flag=True, help="Show figures, marked, even where the runs cannot be compared.")
 @click.option("--fail-on", "conditions", multiple=True, metavar="'tpot_p50>+3%'",
               help="Exit with 1 when B is surely beyond this; repeatable. Decided on the interval.")  # fmt: skip
+@click.option("--slo", metavar="ttft=500ms,tpot=50ms",
+              help="Compare what both carry under these too.  [default: those of both runs, if the same]")  # fmt: skip
+@click.option("--attainment", metavar="99%", default="99%", show_default=True,
+              help="Of requests that are to meet what --slo asks of each.")  # fmt: skip
 @click.option("--format", "form", type=click.Choice(["terminal", "markdown", "json"]), default="terminal",
               show_default=True)  # fmt: skip
-def compare(runs: tuple[Path, ...], force: bool, conditions: tuple[str, ...], form: str) -> int:
+def compare(
+    runs: tuple[Path, ...], force: bool, conditions: tuple[str, ...], slo: str | None, attainment: str, form: str
+) -> int:
     """Compare run B with run A: first whether that can be done, then what is faster, and how surely.
 
-    A and B are run folders; one folder of a sweep over two engines is both. What spoils the
-    comparison gives NOT COMPARABLE and exit code 1.
+    A and B are run folders; one folder of a sweep over two engines is both. Either can be what
+    `vllm bench serve --save-result --save-detailed` wrote: a file, or a folder of such files, one a
+    level. What spoils the comparison gives NOT COMPARABLE and exit code 1.
     """
     import msgspec
 
     from loadgen.compare.differences import compare as compare_sides
     from loadgen.compare.differences import decide, fail_on, overall_decision
+    from loadgen.compare.imported import import_side, is_imported
     from loadgen.compare.sides import read_side
     from loadgen.report import comparison as report
+    from loadgen.slo import parse_slos
     from loadgen.summary import run_folders
 
     wanted = [fail_on(text) for text in conditions]
-    folders = [folder for run in runs for folder in run_folders(run)]
+    slos = None if slo is None else parse_slos(slo)
+    share = _attainment(attainment)
+    folders = [folder for run in runs for folder in ([run] if is_imported(run) else run_folders(run))]
     if len(folders) != 2:
         raise UsageError(f"compare takes two runs; these are {len(folders)}: {', '.join(map(str, folders))}")
-    a, b = (read_side(folder) for folder in folders)
-    found = compare_sides(a, b, force=force)
+    a, b = (import_side(folder) if is_imported(folder) else read_side(folder) for folder in folders)
+    found = compare_sides(a, b, force=force, slos=slos, attainment=share)
     rulings = [ruling for condition in wanted for ruling in decide(condition, found)]
     if form == "json":
         value = {"comparison": found, "rulings": rulings}
@@ -601,23 +721,21 @@ def plan(
     """Plan capacity from a sweep: what a replica carries under the SLO, how many, at what cost.
 
     RUN is a run folder, or the folder of a sweep over several engines; several are planned side
-    by side. Where the measurements do not carry a plan it is refused, with what to measure, and the
-    exit code is 1.
+    by side, and of those that differ only in --arrival it says what bursts take from the capacity.
+    Where the measurements do not carry a plan it is refused, with what to measure, and the exit code
+    is 1.
     """
     import msgspec
 
-    from loadgen.plan import plan_run
+    from loadgen.plan import add_bursts, plan_run
     from loadgen.report import planning
     from loadgen.slo import parse_slos
     from loadgen.summary import run_folders
     from loadgen.units import parse_share
 
-    shares = {name: parse_share(text) for name, text in (("attainment", attainment), ("duty", duty))}
-    for name, value in shares.items():
-        if not 0 < value <= 1:
-            raise UsageError(f"--{name} is above 0% and at most 100%")
-    if shares["attainment"] == 1:
-        raise UsageError("--attainment 100% can be shown by no sample; 99% takes 381 requests at least, 99.9% 3,838")
+    mean_share = parse_share(duty)
+    if not 0 < mean_share <= 1:
+        raise UsageError("--duty is above 0% and at most 100%")
     kept_free = parse_share(headroom)
     if kept_free >= 1:
         raise UsageError("--headroom must leave something: below 100%")
@@ -626,7 +744,8 @@ def plan(
         plan_run(
             folder,
             slos,
-            **shares,
+            attainment=_attainment(attainment),
+            duty=mean_share,
             peak_rps=peak_rate,
             headroom=kept_free,
             spares=spares,
@@ -637,11 +756,23 @@ def plan(
         for run in runs
         for folder in run_folders(run)
     ]
+    add_bursts(plans)
     if form == "json":
         click.echo(msgspec.json.format(msgspec.json.encode(plans), indent=2))
     else:
         click.echo((planning.markdown if form == "markdown" else planning.render)(plans), nl=False)
     return 1 if any(found.refused is not None for found in plans) else 0
+
+
+def _attainment(text: str) -> float:
+    from loadgen.units import parse_share
+
+    share = parse_share(text)
+    if not 0 < share <= 1:
+        raise UsageError("--attainment is above 0% and at most 100%")
+    if share == 1:
+        raise UsageError("--attainment 100% can be shown by no sample; 99% takes 381 requests at least, 99.9% 3,838")
+    return share
 
 
 @cli.command()

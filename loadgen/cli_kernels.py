@@ -21,6 +21,7 @@ def kernels() -> None:
     loadgen kernels bench --model qwen1.5-4b --concurrency 1,8,64 --context 512,4096
     loadgen kernels bench --from RUN                         the sizes that a sweep served
     loadgen kernels bench my_kernel.py --model qwen1.5-4b    your own file: docs/kernels.md
+    loadgen kernels all-reduce                               over several GPUs, beside NCCL
     """
 
 
@@ -326,3 +327,22 @@ def build_kernels(files: tuple[str, ...], architectures: str | None, output: Pat
     else:
         click.echo(render(report))
     return 0
+
+
+@kernels.command("all-reduce")
+@click.option("--ranks", type=int, metavar="N", help="Processes, one a GPU.  [default: all GPUs]")
+@click.option("--shape", "shapes", multiple=True, metavar="TxH",
+              help="Of a message, bfloat16, such as 256x5120; repeatable.  [default: 1x5120 to 8192x5120]")  # fmt: skip
+@click.option("--one-gpu", is_flag=True, help="All processes on one GPU: checks the kernels, times nothing.")
+@click.option("--python", metavar="PATH", help="A Python that has torch.  [default: this]")
+def all_reduce(ranks: int | None, shapes: tuple[str, ...], one_gpu: bool, python: str | None) -> int:
+    """Measure all-reduce over several GPUs of this machine, beside NCCL: a JSON line for each result.
+
+    One process a GPU; results are compared with the sum before and after they are timed.
+    """
+    from loadgen.microbench.collective import measure_apart
+    from loadgen.records import encode_line
+
+    found, code = measure_apart(python, ranks, shapes, one_gpu)
+    click.echo(b"".join(encode_line(row) for row in found).decode(), nl=False)
+    return code

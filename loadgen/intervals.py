@@ -105,13 +105,25 @@ def mean_interval(values: NDArray[Any], *, period: int | None = None) -> tuple[f
     """
     from scipy import special
 
+    found = mean_error(values, period=period)
+    if found is None:
+        return None
+    error, freedom = found
+    mean = float(values.mean())
+    half = float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
+    return mean - half, mean + half
+
+
+def mean_error(values: NDArray[Any], *, period: int | None = None) -> tuple[float, int] | None:
+    """The standard error of the mean, in the unit of the values, and its degrees of freedom.
+
+    None as :func:`mean_interval` is, which rests on it.
+    """
     n = len(values)
     if n < 2 or _too_short(n, period):
         return None
     power = _power(values, period)
-    mean = float(values.mean())
-    half = float(special.stdtrit(len(power), (1 + CONFIDENCE) / 2)) * math.sqrt(float(power.mean()) / n)
-    return mean - half, mean + half
+    return math.sqrt(float(power.mean()) / n), len(power)
 
 
 def quantile_interval(values: NDArray[Any], q: float, *, period: int | None = None) -> tuple[float, float] | None:
@@ -153,6 +165,14 @@ def quantile_intervals(
     return found
 
 
+def quantile_error(interval: tuple[float, float]) -> float:
+    """The standard error of a quantile whose 95 % interval is known, as Woodruff (1952) has it: an
+    interval of order statistics is two normal deviates wide on either side, whatever the density."""
+    from scipy import special
+
+    return (interval[1] - interval[0]) / (2 * float(special.ndtri((1 + CONFIDENCE) / 2)))
+
+
 def intervals(values: NDArray[Any], *, period: int | None = None) -> dict[str, tuple[float, float]]:
     """What :class:`loadgen.stats.Distribution` holds as ``ci95``: of the mean and of each quantile that has one."""
     mean = mean_interval(values, period=period)
@@ -183,15 +203,23 @@ def rate_interval(amounts: NDArray[Any], window_s: float) -> tuple[float, float]
     :func:`mean_interval` has it; not below 0. None when fewer than :data:`MIN_OF_EACH` parts hold
     anything: a handful of requests says nothing about how evenly they come.
     """
-    import numpy as np
-
-    if window_s <= 0 or np.count_nonzero(amounts) < MIN_OF_EACH:
-        return None
-    mean = mean_interval(amounts)
+    mean = mean_interval(amounts) if _rate_is_known(amounts, window_s) else None
     if mean is None:
         return None
     bin_s = window_s / len(amounts)
     return max(mean[0] / bin_s, 0.0), mean[1] / bin_s
+
+
+def rate_error(amounts: NDArray[Any], window_s: float) -> float | None:
+    """The standard error of a throughput, in amounts per second; None as :func:`rate_interval` is."""
+    found = mean_error(amounts) if _rate_is_known(amounts, window_s) else None
+    return None if found is None else found[0] * len(amounts) / window_s
+
+
+def _rate_is_known(amounts: NDArray[Any], window_s: float) -> bool:
+    import numpy as np
+
+    return window_s > 0 and int(np.count_nonzero(amounts)) >= MIN_OF_EACH
 
 
 def share_interval(

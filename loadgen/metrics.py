@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from loadgen.intervals import bin_amounts, intervals, rate_interval
-from loadgen.records import ClientSample, LevelMark, RequestRecord
+from loadgen.intervals import bin_amounts, intervals, mean_error, quantile_error, rate_error, rate_interval
+from loadgen.records import ClientSample, RequestRecord
 from loadgen.slo import Outcome, Slo, SloFigures, outcome, slo_figures
 from loadgen.stats import Distribution, describe
 from loadgen.steady import SteadyWindow, steady_window
@@ -38,6 +39,8 @@ class Metric(NamedTuple):
 
 LATE_S = 0.001
 MAX_EXAMPLES = 1000  # different error messages that are told apart
+STALL_FACTOR, STALL_LEAST_NS = 5, 10_000_000  # a stall is a gap beyond both: times the request's median, and absolute
+BATCH = 512  # records whose events are looked at together
 
 METRICS = [
     Metric(
@@ -241,6 +244,7 @@ class LevelFigures(msgspec.Struct, kw_only=True):
     window: dict[str, int]
     steady: SteadyWindow
     ci95: dict[str, tuple[float, float]]  # of the throughputs, by their names
+    standard_errors: dict[str, float] | msgspec.UnsetType = msgspec.UNSET  # by the names of rounds.METRICS; of a round
     slo: SloFigures | msgspec.UnsetType = msgspec.UNSET  # where objectives are set
     open_loop: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET  # a closed loop has none
     interrupted: str | None = None
@@ -270,6 +274,9 @@ class LevelAccumulator:
         self.errors: Counter[str] = Counter()
         self.examples: Counter[tuple[str, int | None, str]] = Counter()
         self.outcomes: list[Outcome] = []
+        self._events_of: list[tuple[RequestRecord, bool]] = []  # and whether they are measured; not yet looked at
+        self._tokens_at: list[tuple[int, int]] = []  # ns, tokens of replies that were not streamed
+        self._ended_at: list[int] = []
         # What came in equal parts of the window.
         self.token_bins: Any = 0
         self.ended_bins: Any = 0
@@ -304,19 +311,25 @@ class LevelAccumulator:
         self.retried = 0
 
     def add(self, record: RequestRecord) -> None:
-        """Takes one record of the level in, of whatever phase."""
+        """Takes one record of the level in, of whatever phase. Its events are looked at later (:meth:`settle`)."""
         self._window(record)
         self.phases[record.phase] += 1
         if record.error is None:
             self.totals["requests"] += 1
             self.totals["prompt_tokens"] += record.input_tokens or 0
             self.totals["generation_tokens"] += record.output_tokens or 0
-        if record.phase != "measure":
-            return
-        found = outcome(record)
-        if self.cut and found.issued_ns < self.start_ns:
-            self.phases["measure"] -= 1
-            self.phases["warmup"] += 1
+        measured = record.phase == "measure"
+        if measured:
+            found = outcome(record)
+            if self.cut and found.issued_ns < self.start_ns:
+                self.phases["measure"] -= 1
+                self.phases["warmup"] += 1
+                measured = False
+        if record.event_ns and record.sent_ns is not None:
+            self._events_of.append((record, measured and record.error is None))
+            if len(self._events_of) == BATCH:
+                self.settle()
+        if not measured:
             return
         self.outcomes.append(found)
         error = record.error
@@ -335,8 +348,6 @@ class LevelAccumulator:
 
     def _window(self, record: RequestRecord) -> None:
         """What every record, whatever its phase, adds to the measured window."""
-        import numpy as np
-
         start, end, sent = self.start_ns, self.end_ns, record.sent_ns
         if record.scheduled_ns is not None:
             self.due += start <= record.scheduled_ns < end
@@ -349,23 +360,16 @@ class LevelAccumulator:
         if record.end_ns <= end:
             self.window_left += 1
             self.residence_ns += record.end_ns - sent
-            self.window_ended += record.error is None
             if record.error is None:
-                ended = bin_amounts(np.array([record.end_ns]), np.ones(1), start, end)
-                self.ended_bins = self.ended_bins + ended
+                self.window_ended += 1
+                self._ended_at.append(record.end_ns)
         if record.event_ns:
-            times = sent + np.cumsum(record.event_ns)
-            tokens = bin_amounts(times, np.asarray(record.event_tokens), start, end)
-            self.window_output += int(tokens.sum())
-            self.token_bins = self.token_bins + tokens
             first = record.first_token_ns
             if first is not None and start <= first <= end:
                 self.window_input += record.input_tokens or 0
         elif record.last_token_ns is not None and start <= record.last_token_ns <= end:
-            self.window_output += record.output_tokens or 0
+            self._tokens_at.append((record.last_token_ns, record.output_tokens or 0))
             self.window_input += record.input_tokens or 0
-            tokens = bin_amounts(np.array([record.last_token_ns]), np.array([record.output_tokens or 0]), start, end)
-            self.token_bins = self.token_bins + tokens
         if sent >= start:
             if record.slot_gap_ns is not None:
                 self.slot_gaps.append(record.slot_gap_ns / NS_PER_S)
@@ -373,9 +377,7 @@ class LevelAccumulator:
             self.retried += record.retried
 
     def _success(self, record: RequestRecord) -> None:
-        """What a successful measured request adds."""
-        import numpy as np
-
+        """What a successful measured request adds, but for its events."""
         sent, first, last = record.sent_ns, record.first_token_ns, record.last_token_ns
         assert sent is not None
         if record.input_tokens is not None:
@@ -393,24 +395,81 @@ class LevelAccumulator:
             self.unstreamed += 1
             return
         self.service_ttft.append((first - sent) / NS_PER_S)
-        tokens = np.asarray(record.event_tokens, dtype=np.int32)
-        gaps = np.asarray(record.event_ns[1:], dtype=float) / NS_PER_S
+
+    def settle(self) -> None:
+        """Looks at the events of the records taken in since the last call, all at once."""
+        import numpy as np
+
+        if self._ended_at:
+            ended = np.array(self._ended_at, dtype=np.int64)
+            self.ended_bins = self.ended_bins + self._binned(ended, np.ones(len(ended)))
+            self._ended_at = []
+        if self._tokens_at:
+            at, counts = np.array(self._tokens_at, dtype=np.int64).T
+            self._came(at, counts)
+            self._tokens_at = []
+        if not self._events_of:
+            return
+        records = [record for record, _ in self._events_of]
+        lengths = np.array([len(record.event_ns) for record in records])
+        total = int(lengths.sum())
+        gaps = np.fromiter(chain.from_iterable(record.event_ns for record in records), np.int64, total)
+        tokens = np.fromiter(chain.from_iterable(record.event_tokens for record in records), np.int32, total)
+        begins = np.cumsum(lengths) - lengths
+        since = np.cumsum(gaps)
+        sent = np.array([record.sent_ns for record in records], dtype=np.int64)
+        self._came(since + np.repeat(sent - since[begins] + gaps[begins], lengths), tokens)
+        measured = np.array([measured for _, measured in self._events_of], dtype=bool)
+        self._events_of = []
+        if measured.any():
+            inside = np.repeat(measured, lengths)
+            self._gaps(gaps[inside], tokens[inside], lengths[measured])
+
+    def _binned(self, times_ns: NDArray[Any], amounts: NDArray[Any]) -> NDArray[np.float64]:
+        return bin_amounts(times_ns, amounts, self.start_ns, self.end_ns)
+
+    def _came(self, times_ns: NDArray[Any], tokens: NDArray[Any]) -> None:
+        """Tokens of whatever request, and when they came."""
+        binned = self._binned(times_ns, tokens)
+        self.window_output += int(binned.sum())
+        self.token_bins = self.token_bins + binned
+
+    def _gaps(self, gaps_ns: NDArray[np.int64], tokens: NDArray[np.int32], lengths: NDArray[Any]) -> None:
+        """Gaps between the events of measured successes, one request behind another.
+
+        Args:
+            gaps_ns: before each event; that before a request's first one is its TTFT.
+            tokens: of each event.
+            lengths: events of each request.
+        """
+        import numpy as np
+
+        firsts = np.cumsum(lengths) - lengths
         self.events += len(tokens)
         self.multi += int((tokens > 1).sum())
-        apart = gaps > 0
-        self.shared += int(len(gaps) - apart.sum())
+        begins = gaps_ns > 0  # what did not share the read of the event before it
+        begins[firsts] = True
+        self.shared += int(len(gaps_ns) - begins.sum())
+        # Tokens that came with an event, and with those that shared its read.
+        reads = np.flatnonzero(begins)
+        arrived = np.add.reduceat(tokens, reads)
+        request = np.repeat(np.arange(len(lengths)), lengths)[reads]
+        later = np.ones(len(reads), dtype=bool)
+        later[np.searchsorted(reads, firsts)] = False
+        gaps, request = gaps_ns[reads[later]], request[later]
         if not len(gaps):
             return
-        # Tokens that came with an event, and with those that shared its read.
-        starts = np.concatenate(([0], np.flatnonzero(apart) + 1))
-        arrived = np.add.reduceat(tokens, starts)[1:]
-        gaps = gaps[apart]
-        self.gaps.append(gaps)
-        self.gap_tokens.append(arrived)
-        if len(gaps):
-            longest = float(gaps.max())
-            self.longest.append(longest)
-            self.stalled += longest > max(5 * float(np.median(gaps)), 0.010)
+        self.gaps.append(gaps / NS_PER_S)
+        self.gap_tokens.append(arrived[later])
+        own = np.flatnonzero(np.diff(request, prepend=-1))  # where each request's gaps begin
+        counts = np.diff(own, append=len(gaps))
+        longest = np.maximum.reduceat(gaps, own)
+        self.longest += (longest / NS_PER_S).tolist()
+        if not (longest > STALL_LEAST_NS).any():
+            return
+        ordered = gaps[np.lexsort((gaps, request))]
+        medians = (ordered[own + (counts - 1) // 2] + ordered[own + counts // 2]) / 2
+        self.stalled += int((longest > np.maximum(STALL_FACTOR * medians, STALL_LEAST_NS)).sum())
 
 
 def slots_of(load: dict[str, Any]) -> int | None:
@@ -422,6 +481,7 @@ def steady_of(load: dict[str, Any], gathered: LevelAccumulator) -> SteadyWindow:
     """The part of the window that is steady, and whether it is."""
     import numpy as np
 
+    gathered.settle()
     outcomes = gathered.outcomes
     values = {
         name: np.array([math.nan if (v := getattr(one, name)) is None else v for one in outcomes])
@@ -435,22 +495,6 @@ def steady_of(load: dict[str, Any], gathered: LevelAccumulator) -> SteadyWindow:
         slots=slots_of(load),
         amounts=gathered.token_bins if gathered.window_output else None,
     )
-
-
-def accumulator_for(records: Iterable[RequestRecord], mark: LevelMark | None) -> LevelAccumulator:
-    """An accumulator over the level's measured window.
-
-    Without a mark, as in a run that was killed inside the level, the window is from the first
-    measured send to the last measured end; only then are ``records`` looked at.
-    """
-    if mark is not None:
-        return LevelAccumulator(mark.window_start_ns, mark.window_end_ns)
-    start, end = 2**63 - 1, 0
-    for record in records:
-        if record.phase == "measure" and record.sent_ns is not None:
-            start = min(start, record.sent_ns)
-            end = max(end, record.end_ns)
-    return LevelAccumulator(min(start, end), end)
 
 
 def level_figures(
@@ -473,21 +517,26 @@ def level_figures(
     """
     import numpy as np
 
+    gathered.settle()
     outcomes = sorted(gathered.outcomes, key=lambda one: (one.issued_ns, one.seq))
     slots = slots_of(load)
     window_s = (gathered.end_ns - gathered.start_ns) / NS_PER_S
     gaps = np.concatenate(gathered.gaps) if gathered.gaps else np.empty(0)
     gap_tokens = np.concatenate(gathered.gap_tokens) if gathered.gap_tokens else np.empty(0)
+    itl = itl_per_token = describe(gaps, independent=False)
+    if (gap_tokens > 1).any():
+        itl_per_token = describe(gaps / np.maximum(gap_tokens, 1), independent=False)
 
     def rate(count: float) -> float | None:
         return count / window_s if window_s > 0 and gathered.completed else None
 
     def latency(name: str) -> Distribution:
-        values = np.asarray([v for one in outcomes if (v := getattr(one, name)) is not None], dtype=float)
+        values = latencies(outcomes, name)
         found = describe(values, independent=False)
         found.ci95 = intervals(values, period=slots)
         return found
 
+    ttft = latency("ttft_s")
     return LevelFigures(
         load=load,
         requests=Requests(
@@ -499,10 +548,10 @@ def level_figures(
             drain=gathered.phases["drain"],
         ),
         duration_s=window_s,
-        ttft_s=latency("ttft_s"),
+        ttft_s=ttft,
         tpot_s=latency("tpot_s"),
-        itl_s=describe(gaps, independent=False),
-        itl_per_token_s=describe(gaps / np.maximum(gap_tokens, 1) if len(gaps) else gaps, independent=False),
+        itl_s=itl,
+        itl_per_token_s=itl_per_token,
         e2e_s=latency("e2e_s"),
         request_throughput_rps=rate(gathered.window_ended),
         output_throughput_tps=rate(gathered.window_output),
@@ -532,12 +581,41 @@ def level_figures(
         window={"start_ns": gathered.start_ns, "end_ns": gathered.end_ns},
         steady=steady or steady_of(load, gathered),
         ci95=_rate_intervals(gathered, window_s),
+        standard_errors=_standard_errors(gathered, outcomes, ttft, slots, window_s)
+        if "round" in load
+        else msgspec.UNSET,
         slo=slo_figures(outcomes, list(slos), start_ns=gathered.start_ns, end_ns=gathered.end_ns, slots=slots)
         if slos
         else msgspec.UNSET,
         open_loop=_open_figures(gathered, window_s) if load.get("model") == "open" else msgspec.UNSET,
         interrupted=interrupted,
     )
+
+
+def latencies(outcomes: Sequence[Outcome], name: str) -> NDArray[np.float64]:
+    """``ttft_s``, ``tpot_s`` or ``e2e_s`` of those requests that have it, in their order."""
+    import numpy as np
+
+    return np.asarray([v for one in outcomes if (v := getattr(one, name)) is not None], dtype=float)
+
+
+def _standard_errors(
+    gathered: LevelAccumulator, outcomes: Sequence[Outcome], ttft: Distribution, slots: int | None, window_s: float
+) -> dict[str, float]:
+    """Of what is averaged over rounds, by the same estimates as the intervals."""
+    found: dict[str, float] = {}
+    for name in ("ttft", "tpot"):
+        known = mean_error(latencies(outcomes, f"{name}_s"), period=slots)
+        if known is not None:
+            found[f"{name}_mean_s"] = known[0]
+    for quantile in ("p50", "p99"):
+        if quantile in ttft.ci95:
+            found[f"ttft_{quantile}_s"] = quantile_error(ttft.ci95[quantile])
+    if gathered.completed and not isinstance(gathered.token_bins, int):
+        error = rate_error(gathered.token_bins, window_s)
+        if error is not None:
+            found["output_throughput_tps"] = error
+    return found
 
 
 def _rate_intervals(gathered: LevelAccumulator, window_s: float) -> dict[str, tuple[float, float]]:

@@ -6,6 +6,9 @@ the upper end does not. The only assumption is that more load never raises the s
 bound at one load holds for all on its one side. Between the two nothing is claimed, and nothing is
 extrapolated beyond the loads of the sweep.
 
+The chance that a load breaks the SLO (:func:`chances_broken`) is what the same intervals say at other
+confidences than 95 %, made to rise with the load by the same assumption.
+
     replicas = ceil(peak rate / (capacity * (1 - headroom))) + spares
 
 Everything that follows from the capacity is given for both of its ends.
@@ -15,31 +18,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from loadgen.compare.gate import engine_arguments, prompt_source
 from loadgen.compare.sides import load_name
+from loadgen.criteria import SHOWS_LIMIT, Criterion, Word, binds, criteria_of, needed_if_all_keep, tightest, word_of
 from loadgen.errors import UsageError
-from loadgen.records import Manifest, read_client_log, read_manifest, read_records, records_path
-from loadgen.slo import Outcome, Slo, SloFigures, outcome, parse_slos, slo_figures
-from loadgen.summary import LevelSummary, summarize_run
+from loadgen.pacing import parse_arrival
+from loadgen.records import Manifest
+from loadgen.slo import Slo, parse_slos
+from loadgen.summary import LevelSummary, Measured, measure_run
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Word = Literal["holds", "breaks", "undecided", "not counted"]
-
 HOURS_PER_MONTH = 730.5
 SPEEDS = (10, 20, 30, 50)  # output tokens/s of one user
 GROWTH = (0.25, 0.5, 1.0)
-FULL_CACHE = 0.95
-# A level with nothing worse than these shows that a load is too much, but not that it is not.
-SHOWS_LIMIT = {"ERRORS", "DRIFTING", "TOO_FEW"}
-Z2 = 1.959964**2
-
 Interval = tuple[float, float | None]  # the upper end is None where it is unknown
+Ratio = tuple[float | None, float | None]  # either end is None where it is unknown
 
 
 class Demand(msgspec.Struct, kw_only=True):
@@ -68,25 +69,6 @@ class Demand(msgspec.Struct, kw_only=True):
     gpus: int | None = None
 
 
-class Criterion(msgspec.Struct, kw_only=True):
-    """A share that is to reach a target: all requests within what is asked of each, or an objective on a percentile."""
-
-    name: str
-    target: float
-    requests: int
-    share: float | None = None
-    ci95: tuple[float, float] | None = None
-
-    @property
-    def word(self) -> Word:
-        """``holds`` and ``breaks`` are said by the interval alone."""
-        if self.ci95 is None:
-            return "undecided"
-        if self.ci95[0] >= self.target:
-            return "holds"
-        return "breaks" if self.ci95[1] < self.target else "undecided"
-
-
 class Point(msgspec.Struct, kw_only=True):
     """One level, as the plan sees it.
 
@@ -100,6 +82,8 @@ class Point(msgspec.Struct, kw_only=True):
         word: what it says of its load.
         why: a reason that the level does not count, or what an undecided one would need.
         fit: the isotonic fit of the tightest criterion's share, over the points that count.
+        chance_broken: that its load breaks the SLO, of the criterion that is the likeliest to be broken
+            (:func:`chances_broken`); None where the level does not count, or a criterion has no interval.
         tight: index of the criterion that is nearest to failing, or fails by most.
     """
 
@@ -112,12 +96,21 @@ class Point(msgspec.Struct, kw_only=True):
     word: Word
     why: str = ""
     fit: float | None = None
+    chance_broken: float | None = None
     tight: int = 0
 
     @property
     def order(self) -> float:
         """What rises from one load to the next: near its limit a server's throughput no longer does."""
         return self.rate_rps if self.concurrency is None else self.concurrency
+
+
+class Headroom(msgspec.Struct, kw_only=True):
+    """Between two loads that were measured, one after the other: the chance of breaking the SLO lies between theirs."""
+
+    loads: tuple[str, str]
+    rates_rps: tuple[float, float]
+    chance_broken: tuple[float, float]
 
 
 class Bracket(msgspec.Struct, kw_only=True):
@@ -158,10 +151,30 @@ class Fleet(msgspec.Struct, kw_only=True):
     per_thousand_requests: Interval | None = None
 
 
+class Burst(msgspec.Struct, kw_only=True):
+    """What arrivals of another kind make of the capacity.
+
+    Attributes:
+        arrival: as ``--arrival`` takes it; ``cv`` is the coefficient of variation of its gaps.
+        ratio: of the capacity to that with Poisson arrivals; an end that is unknown is None.
+    """
+
+    run: str
+    arrival: str
+    cv: float
+    capacity_rps: Interval | None
+    ratio: Ratio | None
+
+
 class Plan(msgspec.Struct, kw_only=True):
     """The plan of one run.
 
     Attributes:
+        setting: what has to be the same in runs that differ only in their arrivals.
+        arrival: of an open loop, as ``--arrival`` takes it; None where levels differ in it.
+        headroom: the chance of breaking the SLO between neighbouring loads, by rising load.
+        bursts: of a run with Poisson arrivals: what the runs beside it say that differ only in these
+            (:func:`add_bursts`).
         refused: why there is none, and what to measure; then nothing below it is set.
         capacity_rps: of one replica; the upper end is None where the sweep never reached the limit.
         binds: what breaks first.
@@ -183,6 +196,10 @@ class Plan(msgspec.Struct, kw_only=True):
     gpus_per_replica: int
     demand: Demand
     points: list[Point]
+    setting: dict[str, str] = {}
+    arrival: str | None = None
+    headroom: list[Headroom] = []
+    bursts: list[Burst] = []
     refused: str | None = None
     capacity_rps: Interval | None = None
     binds: str | None = None
@@ -208,19 +225,6 @@ class Plan(msgspec.Struct, kw_only=True):
         return self.input_tokens + self.output_tokens
 
 
-class Measured(msgspec.Struct, kw_only=True):
-    """A level and what its requests were like."""
-
-    level: LevelSummary
-    outcomes: list[Outcome]
-
-    def figures(self, slos: list[Slo]) -> SloFigures:
-        """Attainment and percentiles."""
-        window = self.level.window
-        slots = self.level.load.get("concurrency")
-        return slo_figures(self.outcomes, slos, start_ns=window["start_ns"], end_ns=window["end_ns"], slots=slots)
-
-
 def plan_run(run: Path, slos: list[Slo] | None = None, **demand: Any) -> Plan:
     """The plan of a run folder.
 
@@ -232,23 +236,11 @@ def plan_run(run: Path, slos: list[Slo] | None = None, **demand: Any) -> Plan:
         RunFolderError: it cannot be read.
         UsageError: there is no objective.
     """
-    manifest = read_manifest(run)
+    manifest, _, measured = measure_run(run, ())
     if slos is None:
         if not manifest.load.get("slo"):
             raise UsageError(f"{run}: the sweep had no objectives; give --slo ttft=500ms,tpot=50ms")
         slos = parse_slos(manifest.load["slo"])
-    _, summary = summarize_run(run, ())
-    path = records_path(run)
-    outcomes: dict[int, list[Outcome]] = {}
-    for record in read_records(path)[0] if path.exists() else ():
-        found = outcomes.setdefault(record.level, [])
-        if record.phase == "measure" and (record.error is None or record.error.kind != "cancelled"):
-            found.append(outcome(record))
-    numbers = sorted(outcomes.keys() | {mark.level for mark in read_client_log(run / "client.jsonl")[1]})
-    measured = [
-        Measured(level=level, outcomes=outcomes.get(number, []))
-        for number, level in zip(numbers, summary.levels, strict=True)
-    ]
     return make_plan(run.name, manifest, measured, Demand(slos=slos, **demand))
 
 
@@ -259,6 +251,10 @@ def make_plan(run: str, manifest: Manifest, measured: list[Measured], demand: De
         run: its name.
         measured: in any order.
     """
+    closed = [one for one in measured if one.level.load.get("model") == "closed"]
+    left_out = len(closed) if len(closed) < len(measured) else 0
+    if left_out:
+        measured = [one for one in measured if one.level.load.get("model") != "closed"]
     points = points_of(measured, demand.slos, demand.attainment)
     owned = len(manifest.engine.get("gpu_uuids") or [])
     engine = manifest.engine
@@ -271,13 +267,19 @@ def make_plan(run: str, manifest: Manifest, measured: list[Measured], demand: De
         gpus_per_replica=demand.gpus or owned or 1,
         demand=demand,
         points=points,
+        setting=_setting(manifest),
+        arrival=_arrival(measured),
+        headroom=headroom(points),
     )
     found = bracket(points)
     capacity = found.capacity_rps
+    aside = f"{left_out} closed-loop levels of this run are left out: a plan rests on one kind of load"
     if capacity is None or found.held is None:
-        plan.refused = found.refused
+        plan.refused = f"{found.refused}; {aside}" if left_out else found.refused
         return plan
     plan.limits = _limits(plan, manifest, measured, found, assumed=demand.gpus is None and not owned)
+    if left_out:
+        plan.limits.append(f"{aside}, here the open loop.")
     lower = measured[found.held.index]
     plan.capacity_rps = capacity
     plan.binds = _binds(found.broken, measured, demand.slos)
@@ -312,7 +314,78 @@ def points_of(measured: list[Measured], slos: list[Slo], attainment: float) -> l
         strict=True,
     ):
         point.fit = fit
+    _add_chances(counted)
     return points
+
+
+def _add_chances(counted: list[Point]) -> None:
+    by_load: dict[float, list[Point]] = {}
+    for point in sorted(counted, key=lambda point: point.order):
+        by_load.setdefault(point.order, []).append(point)
+    curves = []
+    for number in range(len(counted[0].criteria) if counted else 0):
+        sizes: dict[float, float] = {}
+        shares: dict[float, float] = {}
+        for load, same in by_load.items():
+            own = [point.criteria[number] for point in same]
+            known = [(c.share, c.effective) for c in own if c.share is not None and c.effective is not None]
+            if known:
+                sizes[load] = math.fsum(size for _, size in known)
+                shares[load] = math.fsum(share * size for share, size in known) / sizes[load]
+        target = counted[0].criteria[number].target
+        chances = chances_broken(list(shares.values()), list(sizes.values()), target)
+        curves.append(dict(zip(shares, chances, strict=True)))
+    for load, same in by_load.items():
+        if all(load in curve for curve in curves):
+            for point in same:
+                point.chance_broken = max(curve[load] for curve in curves)
+
+
+def chances_broken(shares: Sequence[float], sizes: Sequence[float], target: float) -> list[float]:
+    """The chance, at each load by rising load, that the true share is below the target; it never falls.
+
+    The shares are fitted so that they never rise. What is left out of order is so because a sample is small: that a
+    load keeps the target is then taken from the best known of the loads above it, and that it breaks it from the
+    best known below.
+
+    Args:
+        shares: of requests.
+        sizes: of the effective samples.
+    """
+    fitted = isotonic(shares, sizes)
+    chances = []
+    for share, own, size in zip(fitted, shares, sizes, strict=True):
+        pooled = math.fsum(n for n, other in zip(sizes, fitted, strict=True) if other == share)
+        chances.append(chance_below(size if share == own else pooled, share, target))
+    keeps = [chance for share, chance in zip(fitted, chances, strict=True) if share >= target]
+    breaks = chances[len(keeps) :]
+    return [*reversed(list(accumulate(reversed(keeps), min))), *accumulate(breaks, max)]
+
+
+def chance_below(size: float, share: float, target: float) -> float:
+    """The chance that a true share is below the target, of which a sample of independent requests has ``share``.
+
+    Phi((target - share) sqrt(n / (target (1 - target)))): the score test that Wilson's interval is made of, so that
+    at most 2.5 % is where a load ``holds``, and above 97.5 % where it ``breaks``. As a posterior it is the normal
+    approximation with a flat prior. A beta posterior would put its 2.5 % elsewhere than the interval has its end,
+    and call unsure what the word calls sure.
+    """
+    return 0.5 * math.erfc((share - target) * math.sqrt(size / (target * (1 - target)) / 2))
+
+
+def headroom(points: Sequence[Point]) -> list[Headroom]:
+    """The curve of the chance against the load: steps between loads that were measured, and nothing beyond them."""
+    known = [point for point in points if point.chance_broken is not None]
+    loads = list({point.order: point for point in sorted(known, key=lambda point: point.order)}.values())
+    return [
+        Headroom(
+            loads=(lower.load, upper.load),
+            rates_rps=(lower.rate_rps, upper.rate_rps),
+            chance_broken=(lower.chance_broken, upper.chance_broken),
+        )
+        for lower, upper in pairwise(loads)
+        if lower.chance_broken is not None and upper.chance_broken is not None
+    ]
 
 
 def isotonic(shares: Sequence[float], weights: Sequence[float]) -> list[float]:
@@ -359,7 +432,7 @@ def bracket(points: Sequence[Point]) -> Bracket:
             alone = broken[0].concurrency == 1
             advice = "with less in flight than one, only --rate goes lower" if alone else "sweep lower ones"
             return Bracket(refused=f"already the lowest load breaks the SLO: {lowest}; {advice}")
-        return Bracket(refused="no load is shown to keep the SLO; what would show it is said of each load")
+        return Bracket(refused="no load is shown to keep the SLO; loadgen plan says of each load what would show it")
     # What holds at a load holds at all lower ones: of the loads, that with the highest rate that is sure.
     lower = max((min(same, key=_sure_rate) for same in held), key=_sure_rate)
     if not broken:
@@ -374,14 +447,6 @@ def _sure_rate(point: Point) -> float:
     return point.rate_ci95_rps[0]
 
 
-def requests_needed(target: float, slots: int | None) -> int:
-    """How many requests, all within the limit, put the lower end of Wilson's interval at the target.
-
-    n / (n + z^2) >= target; and six waves of a closed loop, without which there is no interval.
-    """
-    return max(math.ceil(Z2 * target / (1 - target)), 6 * (slots or 0))
-
-
 def replicas_for(peak_rps: float, capacity_rps: float, headroom: float, spares: int) -> int:
     """ceil(peak / (capacity * (1 - headroom))) + spares, and a quotient that is whole but for rounding is whole."""
     quotient = peak_rps / (capacity_rps * (1 - headroom))
@@ -391,33 +456,12 @@ def replicas_for(peak_rps: float, capacity_rps: float, headroom: float, spares: 
 def _point(index: int, one: Measured, slos: list[Slo], attainment: float) -> Point:
     level = one.level
     figures = one.figures(slos)
-    criteria = [
-        Criterion(
-            name=f"p{slo.percentile:g} of {slo.metric}" if slo.percentile else slo.text,
-            target=(slo.percentile or 0) / 100,
-            requests=found.requests,
-            share=found.share,
-            ci95=found.ci95,
-        )
-        for slo, found in zip([slo for slo in slos if slo.percentile is not None], figures.percentiles, strict=True)
-    ]
-    if any(slo.percentile is None for slo in slos):
-        criteria.insert(
-            0,
-            Criterion(
-                name="requests within the SLO",
-                target=attainment,
-                requests=figures.offered,
-                share=figures.attainment,
-                ci95=figures.attainment_ci95,
-            ),
-        )
+    criteria = criteria_of(figures, slos, attainment)
     load = {key: value for key, value in level.load.items() if key != "round"}
     slots = load.get("concurrency")
     rate, ci95 = _rate(level)
-    words = [criterion.word for criterion in criteria]
     statuses = {reason.status for reason in level.verdict.reasons}
-    word: Word = "holds" if all(w == "holds" for w in words) else "breaks" if "breaks" in words else "undecided"
+    word = word_of(criteria)
     why = ""
     if rate is None:
         word, why = "not counted", "no request succeeded"
@@ -425,16 +469,12 @@ def _point(index: int, one: Measured, slos: list[Slo], attainment: float) -> Poi
         word, why = "not counted", f"its verdict is {level.verdict.status}"
     elif word == "undecided":
         most = max(c.requests for c in criteria)
-        if all(c.share == 1 for c in criteria if c.word == "undecided"):
-            needed = max(_needed(c, slots) for c in criteria if c.word == "undecided")
+        needed = needed_if_all_keep(criteria, slots)
+        if needed is not None:
             advice = f"about {needed:,} would do if all keep to it"
         else:
             advice = "measure for longer, or at loads further apart"
         why = f"{most:,} requests leave it open; {advice}"
-    tight = min(
-        range(len(criteria)),
-        key=lambda i: math.inf if criteria[i].share is None else _slack(criteria[i]),
-    )
     return Point(
         index=index,
         load=load_name(load),
@@ -444,22 +484,8 @@ def _point(index: int, one: Measured, slos: list[Slo], attainment: float) -> Poi
         criteria=criteria,
         word=word,
         why=why,
-        tight=tight,
+        tight=tightest(criteria),
     )
-
-
-def _needed(criterion: Criterion, slots: int | None) -> int:
-    """Requests that would decide a load where all keep to it, if they are as much alike as those that were sent."""
-    needed = requests_needed(criterion.target, slots)
-    if criterion.ci95 is None or criterion.ci95[0] >= 1:
-        return needed
-    low = criterion.ci95[0]
-    effective = Z2 * low / (1 - low)  # the sample behind the interval: its lower end is n / (n + z^2)
-    return max(needed, math.ceil(needed * criterion.requests / effective)) if effective else needed
-
-
-def _slack(criterion: Criterion) -> float:
-    return ((criterion.share or 0.0) - criterion.target) / (1 - criterion.target)
 
 
 def _rate(level: LevelSummary) -> tuple[float | None, tuple[float, float]]:
@@ -477,22 +503,23 @@ def _binds(broken: Point | None, measured: list[Measured], slos: list[Slo]) -> s
     if broken is None:
         return "nothing up to the highest load of the sweep: the limit was not found"
     one = measured[broken.index]
-    shares = []
-    failed = sum(found.failed for found in one.outcomes)
-    if failed:
-        shares.append((failed / len(one.outcomes), "errors"))
-    for slo in slos:
-        judged = [met for found in one.outcomes if not found.failed and (met := found.meets(slo)) is not None]
-        if judged:
-            shares.append((judged.count(False) / len(judged), slo.text))
-    missed, name = max(shares, default=(0.0, ""), key=lambda pair: pair[0])
-    words = f"{name}: missed by {missed:.1%} of requests at {broken.load}" if missed else f"the SLO, at {broken.load}"
-    server = one.level.server or {}
-    if (server.get("kv_cache_usage") or {}).get("max", 0) >= FULL_CACHE:
-        words += "; the KV cache was full there"
-    elif (server.get("requests_waiting") or {}).get("mean", 0) >= 1:
-        words += f"; {server['requests_waiting']['mean']:.0f} requests waited in the engine's queue there"
-    return words
+    return binds(one.figures(slos), one.level.server or {}, broken.load)
+
+
+def _setting(manifest: Manifest) -> dict[str, str]:
+    engine = manifest.engine
+    words = {key: str(engine.get(key)) for key in ("kind", "version", "model", "endpoint", "dummy_weights")}
+    return words | {
+        "arguments": " ".join(engine_arguments(manifest)),
+        "gpus": ", ".join(str(gpu.get("name")) for gpu in manifest.gpus),
+        "prompts": prompt_source(manifest),
+        "simulated": str(manifest.simulated),
+    }
+
+
+def _arrival(measured: list[Measured]) -> str | None:
+    kinds = {str(m.level.load.get("arrival")) if m.level.load.get("model") == "open" else None for m in measured}
+    return kinds.pop() if len(kinds) == 1 else None
 
 
 def _workload(measured: list[Measured]) -> str:
@@ -536,10 +563,7 @@ def _limits(plan: Plan, manifest: Manifest, measured: list[Measured], found: Bra
         )
     else:
         kinds = sorted({str(m.level.load.get("arrival", "unknown")) for m in measured})
-        words.append(
-            f"Arrivals were {', '.join(kinds)}. Real traffic comes in bursts, which need more room (ServeGen, arXiv "
-            "2505.09999): sweep --arrival gamma:2 and gamma:4 too, and give those runs beside this one."
-        )
+        words.append(_burst_advice(", ".join(kinds)))
         seconds = min(m.level.duration_s for m in measured)
         words.append(
             f"The shortest level measured {seconds:.0f} s: a load just beyond the limit builds up its queue slowly, "
@@ -552,6 +576,13 @@ def _limits(plan: Plan, manifest: Manifest, measured: list[Measured], found: Bra
     if manifest.engine.get("dummy_weights"):
         words.append("The engine had made-up weights: real ones may stop or speculate otherwise.")
     return words
+
+
+def _burst_advice(arrivals: str) -> str:
+    return (
+        f"Arrivals were {arrivals}. Real traffic comes in bursts, which need more room (ServeGen, arXiv "
+        "2505.09999): sweep --arrival gamma:2 and gamma:4 too, and give those runs beside this one."
+    )
 
 
 def _fleet(plan: Plan, peak: float, capacity: Interval) -> Fleet:
@@ -574,7 +605,7 @@ def _fleet(plan: Plan, peak: float, capacity: Interval) -> Fleet:
 
 
 def _speed(plan: Plan, measured: list[Measured], speed: int) -> Speed:
-    slos = [slo for slo in plan.demand.slos if slo.metric == "ttft"] + [Slo(metric="tpot", limit_s=1 / speed)]
+    slos = slos_at_speed(plan.demand.slos, speed)
     capacity = bracket(points_of(measured, slos, plan.demand.attainment)).capacity_rps
     found = Speed(tokens_per_s=speed, capacity_rps=capacity)
     if capacity is not None:
@@ -582,6 +613,72 @@ def _speed(plan: Plan, measured: list[Measured], speed: int) -> Speed:
         if plan.demand.gpu_hour is not None:
             found.per_million_output = _cost(plan.demand.gpu_hour * plan.gpus_per_replica, found.output_tps, 1e6)
     return found
+
+
+def slos_at_speed(slos: Sequence[Slo], tokens_per_s: float) -> list[Slo]:
+    """The objectives where each user is to get so many output tokens/s: that in place of TPOT and E2E."""
+    return [slo for slo in slos if slo.metric == "ttft"] + [Slo(metric="tpot", limit_s=1 / tokens_per_s)]
+
+
+def add_bursts(plans: Sequence[Plan]) -> None:
+    """Fills in ``bursts`` of the plans with Poisson arrivals, from those that differ only in their arrivals."""
+    for plan in plans:
+        alike = [other for other in plans if _alike(plan, other) and cv_of(other.arrival) is not None]
+        if plan.arrival != "poisson" or len({other.arrival for other in alike}) < 2:
+            continue
+        plan.bursts = [
+            Burst(
+                run=other.run,
+                arrival=other.arrival or "",
+                cv=cv_of(other.arrival) or 0.0,
+                capacity_rps=other.capacity_rps,
+                ratio=ratio_of(other.capacity_rps, plan.capacity_rps),
+            )
+            for other in sorted(alike, key=lambda other: cv_of(other.arrival) or 0.0)
+            if other is not plan and other.arrival != "poisson"
+        ]
+        if plan.refused is None:
+            known = [limit for limit in plan.limits if limit != _burst_advice("poisson")]
+            plan.limits = known + [burst_words(burst) for burst in plan.bursts]
+
+
+def burst_words(burst: Burst) -> str:
+    """What the arrivals do to the capacity, in a sentence."""
+    who = f"Bursts of CV {burst.cv:g}" if burst.cv > 1 else f"Arrivals of CV {burst.cv:g}"
+    if burst.ratio is None or burst.ratio == (None, None):
+        return f"{who}: what they do to the capacity cannot be told ({burst.run} has no plan or shows no limit)."
+    return f"{who} take the capacity to {share_words(burst.ratio)} of Poisson's ({burst.run})."
+
+
+def share_words(ratio: Ratio) -> str:
+    """``38 to 45 %``, ``38 % or more``, ``45 % at most`` or ``?``."""
+    low, high = (None if end is None else f"{end * 100:.0f}" for end in ratio)
+    if low is not None and high is not None:
+        return f"{low} to {high} %"
+    return f"{low} % or more" if low is not None else "?" if high is None else f"{high} % at most"
+
+
+def _alike(a: Plan, b: Plan) -> bool:
+    return a.setting == b.setting and a.gpus_per_replica == b.gpus_per_replica and a.demand == b.demand
+
+
+def cv_of(arrival: str | None) -> float | None:
+    """The coefficient of variation of the gaps; None where it is not known, as of a trace."""
+    if arrival in (None, "replay"):
+        return None
+    try:
+        kind, cv = parse_arrival(arrival or "")
+    except UsageError:
+        return None
+    return 1.0 if kind == "poisson" else cv
+
+
+def ratio_of(over: Interval | None, under: Interval | None) -> Ratio | None:
+    """Between which two numbers the ratio of two capacities lies, both being somewhere in their intervals."""
+    if over is None or under is None:
+        return None
+    low = None if under[1] is None else over[0] / under[1]
+    return low, None if over[1] is None or under[0] <= 0 else over[1] / under[0]
 
 
 def scaled(interval: Interval | None, factor: float | None) -> Interval | None:

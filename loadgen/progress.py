@@ -65,8 +65,8 @@ class LevelProgress:
 
     @property
     def total(self) -> float:
-        """What is to be measured: requests, or seconds."""
-        return float(self.spec.requests if self.spec.requests is not None else self.spec.duration_s or 0.0)
+        """What is to be measured at most: requests, or seconds."""
+        return float(self.spec.requests if self.spec.requests is not None else self.spec.most_s or 0.0)
 
     def done(self, now_s: float) -> float:
         """How much of it has been."""
@@ -95,8 +95,15 @@ class LevelProgress:
     def progress(self, now_s: float) -> str:
         """``62%, 8 s left``."""
         share = self.done(now_s) / self.total if self.total else 0.0
-        left = self.left_s(now_s)
-        return f"{share:.0%}" + (f", {_span(left)} left" if left else "")
+        left = self.left(now_s)
+        return f"{share:.0%}" + (f", {left}" if left else "")
+
+    def left(self, now_s: float) -> str:
+        """``8 s left``, at most so much of a level that ends when it is precise; empty where it is not known."""
+        left_s = self.left_s(now_s)
+        if not left_s:
+            return ""
+        return f"{_span(left_s)} left" + (" at most" if self.spec.max_duration_s is not None else "")
 
     def speed(self) -> list[str]:
         """What the load sees: in flight, tokens/s, mean TTFT and TPOT of the requests that have ended."""
@@ -156,14 +163,14 @@ def _short(level: LevelProgress, now_s: float) -> str:
 def _whole(level: LevelProgress, now_s: float, columns: int, ascii_only: bool) -> list[str]:
     from tqdm import tqdm
 
-    left = level.left_s(now_s)
+    left = level.left(now_s)
     bar = tqdm.format_meter(
         level.done(now_s),
         level.total,
         0,
         ncols=columns,
         ascii=ascii_only,
-        bar_format="  {percentage:3.0f}% |{bar}|" + (f" {_span(left)} left" if left else ""),
+        bar_format="  {percentage:3.0f}% |{bar}|" + (f" {left}" if left else ""),
     )
     return [
         f"{level.number}: {level.load}, {level.phase(now_s)}",

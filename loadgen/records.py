@@ -25,6 +25,7 @@ Phase = Literal["warmup", "measure", "drain"]
 ErrorKind = Literal[
     "connect", "timeout", "http_status", "stream_error", "stream_truncated", "bad_payload", "cancelled", "dropped"
 ]
+Ended = Literal["precision", "budget", "interrupted"]
 TokenSource = Literal["usage_continuous", "usage_final", "events"]
 
 
@@ -130,6 +131,8 @@ class LevelMark(msgspec.Struct, kw_only=True, tag_field="mark", tag="level"):
     window_start_ns: int
     window_end_ns: int
     interrupted: str | None = None
+    ended: Ended | None = None  # of a level that was to be measured until it was precise: why it ended
+    looks: int = 0
 
 
 class NoteMark(msgspec.Struct, kw_only=True, tag_field="mark", tag="note"):
@@ -237,6 +240,34 @@ def read_records(path: Path) -> tuple[Iterator[RequestRecord], list[int]]:
                     yield record
 
     return records(), bad_lines
+
+
+class _Bounds(msgspec.Struct):
+    """What :func:`read_bounds` looks at; the rest of a line is skipped."""
+
+    level: int
+    phase: Phase
+    end_ns: int
+    sent_ns: int | None = None
+
+
+def read_bounds(path: Path) -> dict[int, tuple[int, int]]:
+    """Of each level in the records, its first measured send and last measured end, in ns.
+
+    A level in which nothing was measured has its start above its end, which is 0.
+    """
+    decode = msgspec.json.Decoder(_Bounds).decode
+    found: dict[int, tuple[int, int]] = {}
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
+        for line in lines:
+            try:
+                record = decode(line)
+            except UNREADABLE:
+                continue
+            start, end = found.setdefault(record.level, (2**63 - 1, 0))
+            if record.phase == "measure" and record.sent_ns is not None:
+                found[record.level] = min(start, record.sent_ns), max(end, record.end_ns)
+    return found
 
 
 def records_path(run: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,17 +16,22 @@ from loadgen.endpoint import DIALECTS, Endpoint
 from loadgen.engines.launch import Launched
 from loadgen.errors import EndpointError, RunFolderError
 from loadgen.gpus import Nvml
-from loadgen.records import ClientSample, Manifest, write_json
-from loadgen.runner import Interrupts, LevelSpec, Runner
+from loadgen.precision import Reached
+from loadgen.precision import in_words as reached_in_words
+from loadgen.records import ClientSample, Manifest, RequestRecord, write_json
+from loadgen.report.terminal import in_words
+from loadgen.runner import Interrupts, LevelSpec, Look, Runner
 from loadgen.server_metrics import reconcile
-from loadgen.summary import RunTail, Summary, gather_steady, summarize
+from loadgen.summary import RunTail, Summary, complete, gather_steady, look, precision_of, summarize
 from loadgen.sweep_spec import Listener, SweepSpec, Workload
+from loadgen.units import NS_PER_S
 from loadgen.watch import Watcher
 
 COUNTERS_WAIT_S = 2.0
 DYING_S = 10.0
 FAILED = "failed while it was measured"
 DOUBT_S = 2.0
+RECORDS_A_BREATH = 20
 
 
 def prepare_output(path: Path) -> None:
@@ -191,9 +197,16 @@ class Run:
                     {"model": "open", "arrival": spec.level_specs()[0].load["arrival"]}
                     if spec.rates
                     else {"model": "closed"}
+                    if spec.find is None
+                    else {"model": "search", "find": msgspec.to_builtins(spec.find)}
                 ),
                 "requests": spec.requests,
                 "duration_s": spec.duration_s,
+                **(
+                    {}
+                    if spec.precision is None
+                    else {"precision": spec.precision, "max_duration_s": spec.max_duration_s}
+                ),
                 "rounds": spec.rounds,
                 **({"slo": ",".join(slo.text for slo in spec.slos)} if spec.slos else {}),
                 "warmup": spec.warmup,
@@ -208,17 +221,28 @@ class Run:
             },
         )
 
+    def announce(self, level: LevelSpec) -> None:
+        """A level that is not in the manifest yet, since it follows from those before."""
+        assert self._manifest is not None
+        self._manifest.levels.append(level.load)
+        try:
+            write_json(self.folder / "manifest.json", self._manifest)
+        except OSError as error:
+            self._disk_error = self._disk_error or error.strerror
+
     async def level(self, level: LevelSpec) -> None:
         """Measures one level; its summary is in the folder when this returns."""
         assert self._runner is not None and self._watcher is not None
         runner, watcher = self._runner, self._watcher
         engine = self._launched
         if engine and engine.command.resets_prefix_cache and not await control.reset_prefix_cache(engine.url):
-            self._note("the prefix cache could not be emptied between levels; see cached_input in summary.json")
+            self.note("the prefix cache could not be emptied between levels; see cached_input in summary.json")
         await watcher.start(level.index)
         self._listener.level_started(level, self.folder)
         samples: list[ClientSample] = []
-        mark = await asyncio.to_thread(runner.run_level, level, level.index * self._workload.stride, samples.append)
+        look = None if level.precision is None else self._looker(level)
+        first = level.index * self._workload.stride
+        mark = await asyncio.to_thread(runner.run_level, level, first, samples.append, look)
         await watcher.pause()
         unwritten = runner.take_unwritten()
         gathered, steady = gather_steady(
@@ -228,19 +252,52 @@ class Run:
             await self._read_counters(gathered.totals)
         elif not self._interrupts.count:
             await self._await_death()
+        precision = None if level.precision is None else precision_of(level.precision, level.load, gathered, mark)
         result = summarize(
-            level.load, gathered, samples, mark.interrupted, *watcher.taken(), steady=steady, slos=self._spec.slos
+            level.load,
+            gathered,
+            samples,
+            mark.interrupted,
+            *watcher.taken(),
+            steady=steady,
+            slos=self._spec.slos,
+            precision=precision,
         )
+        if precision is not None and not precision.met and precision.ended == "budget":
+            self.note(
+                f"{in_words(level.load)}: a precision of {precision.asked * 100:g} % was not reached within "
+                f"{level.max_duration_s:g} s: {reached_in_words(precision.reached)}"
+            )
         self.summary.levels.append(result)
+        assert self._manifest is not None
+        complete(self.summary, self._manifest.load.get("find"))
         self._listener.level_ended(result, self.folder)
         self._disk_error = runner.disk_error or watcher.disk_error
         self._look_for_death()
         self.save()
 
+    def _looker(self, level: LevelSpec) -> Look:
+        """Looks at how well the level knows its figures by now, and says so; for the runner's thread."""
+
+        def looked(start_ns: int, now_ns: int, breathe: Callable[[], None]) -> Reached:
+            def read() -> Iterator[RequestRecord]:
+                for number, record in enumerate(self._tail.peek()):
+                    if number % RECORDS_A_BREATH == 0:
+                        breathe()
+                    yield record
+
+            found, believed = look(level.index, level.load, read, start_ns, now_ns)
+            seconds = (now_ns - start_ns) / NS_PER_S
+            doubt = "" if believed else " (too few requests, or not steady)"
+            self._listener.said(f"{in_words(level.load)}: after {seconds:.0f} s {reached_in_words(found)}{doubt}")
+            return found if believed else {}
+
+        return looked
+
     def _look_for_death(self) -> None:
         if self._launched is not None and not self._engine_died and (death := self._launched.death()) is not None:
             self._engine_died = True
-            self._note(f"{self._launched.command.kind} {FAILED}: {death.splitlines()[0]}")
+            self.note(f"{self._launched.command.kind} {FAILED}: {death.splitlines()[0]}")
 
     async def _await_death(self) -> None:
         """A level was given up. An engine that is dying answers wrongly first, then closes its port,
@@ -253,7 +310,7 @@ class Run:
                 return
             if waited > DYING_S:
                 self._engine_died = True
-                self._note(f"{self._launched.command.kind} {FAILED}: it answers no more, though its process lives")
+                self.note(f"{self._launched.command.kind} {FAILED}: it answers no more, though its process lives")
                 return
             await asyncio.sleep(0.1)
 
@@ -268,7 +325,7 @@ class Run:
                 return
             await asyncio.sleep(0.2)
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
         """Keeps a remark for the reports, now and when they are made again."""
         if text not in self.summary.notes:
             self.summary.notes.append(text)
@@ -299,7 +356,8 @@ class Run:
 
     def finish(self) -> None:
         """Says what was not run."""
-        left = len(self._spec.level_specs()) - len(self.summary.levels)
+        planned = len(self._spec.level_specs()) or len(self._manifest.levels if self._manifest is not None else ())
+        left = planned - len(self.summary.levels)
         if left:
             self.summary.notes.append(f"{left} of {left + len(self.summary.levels)} levels were not run")
         if self._disk_error:

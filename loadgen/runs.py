@@ -42,6 +42,7 @@ class RunEntry(msgspec.Struct, kw_only=True):
         name: its path below the folder that was listed.
         kind: ``sweep`` is one over several engines, whose runs are in ``runs``.
         started_utc: ISO 8601; of a sweep, when its first run was started.
+        search: what was looked for, by a sweep that found its levels itself.
         planned: levels that the sweep was to measure, of a run.
         levels: those that summary.json has.
         state: why there is less than a whole run, in words.
@@ -55,6 +56,7 @@ class RunEntry(msgspec.Struct, kw_only=True):
     version: str | None = None
     model: str | None = None
     simulated: bool = False
+    search: str | None = None
     planned: int = 0
     levels: list[LevelEntry] = []
     runs: list[RunEntry] = []
@@ -217,6 +219,8 @@ def _run(name: str, folder: Path) -> RunEntry:
     entry.engine, entry.version = _text(manifest.engine.get("kind")), _text(manifest.engine.get("version"))
     entry.model = _text(manifest.engine.get("model"))
     entry.simulated = manifest.simulated
+    find = manifest.load.get("find")
+    entry.search = _text(find.get("kind")) if isinstance(find, dict) else None
     entry.planned = len(manifest.levels)
     try:
         summary = msgspec.json.decode((folder / "summary.json").read_bytes(), type=_Summary)

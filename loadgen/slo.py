@@ -114,9 +114,10 @@ class SloFigures(msgspec.Struct, kw_only=True):
         goodput_ci95_rps: its 95 % interval.
         attainment: ``good`` over ``offered``; None as goodput is, or when nothing was offered.
         attainment_ci95: its 95 % interval.
-        within: of each objective that is asked of every request, the share of the requests that it is defined for,
-            and of those that failed, that are within its limit.
         percentiles: objectives on percentiles.
+        failed: requests offered that failed.
+        missed: per objective, as ``--slo`` takes it, the share of the successful requests beyond the
+            limit; left out where the metric is defined for none.
     """
 
     slos: list[str]
@@ -127,8 +128,9 @@ class SloFigures(msgspec.Struct, kw_only=True):
     goodput_ci95_rps: tuple[float, float] | None = None
     attainment: float | None = None
     attainment_ci95: tuple[float, float] | None = None
-    within: dict[str, float] = {}
     percentiles: list[PercentileFigures] = []
+    failed: int = 0
+    missed: dict[str, float] = {}
 
 
 def parse_slos(text: str) -> list[Slo]:
@@ -198,6 +200,12 @@ def slo_figures(
         good=int(passed.sum()),
         undefined=undefined,
         percentiles=[_percentile(offered, slo, slots) for slo in slos if slo.percentile is not None],
+        failed=len(offered) - len(successes),
+        missed={
+            slo.text: judged.count(False) / len(judged)
+            for slo in slos
+            if (judged := [met for one in successes if (met := one.meets(slo)) is not None])
+        },
     )
     asked = [slo for slo in slos if slo.percentile is None]
     if not asked or (successes and any(undefined[slo.metric] == len(successes) for slo in asked)):
@@ -210,7 +218,6 @@ def slo_figures(
     if offered:
         figures.attainment = figures.good / len(offered)
         figures.attainment_ci95 = share_interval(passed, _strain(offered, asked), period=slots)
-        figures.within = {slo.text: share for slo in asked if (share := _within(offered, slo)) is not None}
     return figures
 
 
@@ -255,11 +262,6 @@ def _percentile(offered: list[Outcome], slo: Slo, slots: int | None) -> Percenti
         elif figures.ci95[1] < target:
             figures.decision = "not met"
     return figures
-
-
-def _within(offered: list[Outcome], slo: Slo) -> float | None:
-    judged = [met for one in offered if (met := one.meets(slo)) is not None]
-    return sum(judged) / len(judged) if judged else None
 
 
 def _strain(outcomes: list[Outcome], slos: list[Slo]) -> NDArray[np.float64]:

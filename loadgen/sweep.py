@@ -19,8 +19,10 @@ from loadgen.engines.launch import check_port, launch, prepare
 from loadgen.engines.spec import GIB, EngineCommand
 from loadgen.engines.trtllm_bench import run_offline
 from loadgen.errors import EngineError, LoadgenError, UsageError
+from loadgen.find import Goal, follow, probe_of
 from loadgen.gpus import Nvml, nvml
 from loadgen.records import write_json
+from loadgen.report.finding import said
 from loadgen.run import Run, prepare_output
 from loadgen.runner import Interrupts, LevelSpec, split_cores
 from loadgen.summary import RUNS_FILE, RunIndex, Summary
@@ -145,7 +147,7 @@ class _Sweep:
         run = self._runs[0]
         try:
             await run.attach(self._spec.url, None, None)
-            await self._levels(run, self._spec.level_specs())
+            await self._measure(run, self._spec.level_specs())
         finally:
             await run.detach()
 
@@ -175,7 +177,7 @@ class _Sweep:
         try:
             async with AsyncExitStack() as stack:
                 await self._start(stack, position, *split_cores(self._workers))
-                await self._levels(run, levels)
+                await self._measure(run, levels)
         except LoadgenError as error:
             self._failures.append(error)  # what was measured before is still to be shown
 
@@ -195,10 +197,29 @@ class _Sweep:
             except (EngineError, UsageError) as error:
                 self._failures.append(error)
 
-    async def _levels(self, run: Run, levels: list[LevelSpec]) -> None:
+    async def _measure(self, run: Run, levels: list[LevelSpec]) -> None:
+        """Those levels, or as many as a search takes."""
+        if self._spec.find is not None:
+            await self._search(run, self._spec.find)
         for level in levels:
             if not run.going:
                 return
+            await run.level(level)
+
+    async def _search(self, run: Run, goal: Goal) -> None:
+        started = time.monotonic()
+        while run.going:
+            seen = [probe_of(goal, level) for level in run.summary.levels]
+            probes, ask, _ = follow(goal, seen)
+            if probes:
+                self._listener.said(said(probes[-1]))
+            if ask is None:
+                return
+            if time.monotonic() - started > goal.max_find_s:
+                run.note(f"the search was stopped when --max-find, {goal.max_find_s:g} s, was over")
+                return
+            level = self._spec.asked(len(seen), ask)
+            run.announce(level)
             await run.level(level)
 
     async def all_at_once(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import resource
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from loadgen.datasets import shipped
 from loadgen.endpoint import Api, check_prompt
 from loadgen.engines.spec import EngineCommand, EngineSpec
 from loadgen.errors import UsageError
+from loadgen.find import MAX_LEVELS, Ask, Goal
 from loadgen.pacing import Arrivals
 from loadgen.prompts import FIRST_TOKEN_ID, DatasetSource, SourceSpec
 from loadgen.records import ClientSample, Manifest
@@ -24,6 +26,8 @@ from loadgen.wire import Timeouts
 
 SPARE_FILES = 100
 DEFAULT_IN_FLIGHT = 4096
+# What a search is taken to need in workers, since its loads are not known; it says where that was too few.
+FIND_IN_FLIGHT = 1024
 # An open loop runs so long before it is measured, as a share of what is measured, within bounds.
 WARMUP_SHARE, LEAST_WARMUP_S, MOST_WARMUP_S = 0.2, 2.0, 30.0
 # Synthetic prompts of one level; the next level's begin behind them.
@@ -41,7 +45,10 @@ class SweepSpec(msgspec.Struct, kw_only=True):
         times_ns: of a trace that is replayed.
         max_in_flight: of an open loop.
         requests, duration_s: how much is measured at each level; exactly one is set.
-        rounds: how often all levels are gone through.
+        precision: each level goes on until its figures are known so well (relative half width of their
+            95 % intervals), or for ``max_duration_s``; ``duration_s`` is then the least.
+        find: what is looked for, in place of ``levels`` and ``rates``.
+        rounds: how often all levels are gone through, if more than once in an order drawn from the seed.
         slos: objectives that requests are held against.
         engines: launched one after another; else ``url`` is attached to.
         interleave: one round of each engine in turn, the order turned round each time.
@@ -64,6 +71,9 @@ class SweepSpec(msgspec.Struct, kw_only=True):
     max_in_flight: int = DEFAULT_IN_FLIGHT
     requests: int | None = None
     duration_s: float | None = None
+    precision: float | None = None
+    max_duration_s: float | None = None
+    find: Goal | None = None
     rounds: int = 1
     slos: list[Slo] = []
     warmup: bool = True
@@ -86,54 +96,97 @@ class SweepSpec(msgspec.Struct, kw_only=True):
 
     @property
     def loads(self) -> int:
-        """Levels of one round."""
+        """Levels of one round; of a search, the most that there can be."""
+        if self.find is not None:
+            return MAX_LEVELS
         return len(self.rates or self.levels)
 
     @property
     def most_in_flight(self) -> int:
         """The most requests that can be in flight at once."""
+        if self.find is not None:
+            return self.max_in_flight
         return self.max_in_flight if self.rates else max(self.levels)
 
     def default_workers(self) -> int:
         """Worker processes for the largest level."""
+        if self.find is not None:
+            return default_workers(FIND_IN_FLIGHT)
         # An open loop's requests in flight are not known: about two seconds' worth, for this purpose.
         return default_workers(
             min(self.max_in_flight, int(2 * max(self.rates)) + 1) if self.rates else max(self.levels)
         )
 
     def level_specs(self) -> list[LevelSpec]:
-        """The levels of all rounds, in the order in which they are run."""
+        """The levels of all rounds, in the order in which they are run: of several rounds each has its own, drawn
+        from the seed, so that what grows with time (heat, a cache that fills) falls on no load more than on another.
+
+        Of a search none: they follow from each other (:meth:`asked`).
+        """
+        if self.find is not None:
+            return []
         return [
-            self._level(round_index * self.loads + position, position, round_index if self.rounds > 1 else None)
+            self._level(round_index * self.loads + place, position, round_index if self.rounds > 1 else None)
             for round_index in range(self.rounds)
-            for position in range(self.loads)
+            for place, position in enumerate(self._order(round_index))
         ]
+
+    def _order(self, round_index: int) -> list[int]:
+        order = list(range(self.loads))
+        if self.rounds > 1:
+            random.Random(self.source.seed * 1_000_003 + round_index).shuffle(order)
+        return order
+
+    def asked(self, index: int, ask: Ask) -> LevelSpec:
+        """The level that a search asks for."""
+        closed = ask.over == "concurrency"
+        return self._spec(
+            index, int(ask.load) if closed else None, None if closed else ask.load, duration_s=ask.duration_s
+        )
 
     def _level(self, index: int, position: int, round_index: int | None) -> LevelSpec:
         if not self.rates:
+            return self._spec(index, self.levels[position], None, duration_s=self.duration_s, round_index=round_index)
+        return self._spec(index, None, self.rates[position], duration_s=self.duration_s, round_index=round_index)
+
+    def _spec(
+        self,
+        index: int,
+        concurrency: int | None,
+        rate: float | None,
+        *,
+        duration_s: float | None,
+        round_index: int | None = None,
+    ) -> LevelSpec:
+        """A closed loop's level, or an open one's."""
+        if rate is None:
+            assert concurrency is not None
             return LevelSpec(
                 index=index,
-                concurrency=self.levels[position],
+                concurrency=concurrency,
                 requests=self.requests,
-                duration_s=self.duration_s,
+                duration_s=duration_s,
                 warmup=self.warmup,
+                precision=self.precision,
+                max_duration_s=self.max_duration_s,
                 round=round_index,
             )
         kind, cv = self.arrival
-        rate = self.rates[position]
         arrivals = Arrivals(
             # Every level and round has a schedule of its own, and every engine the same ones.
             kind=kind, rate_rps=rate, cv=cv, seed=self.source.seed * 1_000_003 + index, times_ns=self.times_ns
         )  # fmt: skip
-        expected_s = self.duration_s if self.duration_s is not None else (self.requests or 0) / rate
+        expected_s = duration_s if duration_s is not None else (self.requests or 0) / rate
         return LevelSpec(
             index=index,
             concurrency=self.max_in_flight,
             arrivals=arrivals,
             requests=self.requests,
-            duration_s=self.duration_s,
+            duration_s=duration_s,
             warmup=self.warmup and kind != "replay",  # a trace is measured from its first request on
             warmup_s=min(max(WARMUP_SHARE * expected_s, LEAST_WARMUP_S), MOST_WARMUP_S),
+            precision=self.precision,
+            max_duration_s=self.max_duration_s,
             round=round_index,
         )
 

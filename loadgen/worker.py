@@ -15,6 +15,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
+from itertools import chain, islice
 from typing import cast
 
 import msgspec
@@ -104,7 +105,12 @@ class Measure(msgspec.Struct, tag=True):
 
 
 class Hold(msgspec.Struct, tag=True):
-    """The measured time is over: hold the load until what was measured has ended."""
+    """The measured time is over: hold the load until what was measured has ended.
+
+    In an open loop, whose schedule ends it as a rule, what is due from ``at_ns`` on is not measured.
+    """
+
+    at_ns: int
 
 
 class Finish(msgspec.Struct, tag=True):
@@ -471,7 +477,7 @@ class ClosedLoop(Level):
             self._phase = "drain"
             self._check_measured()
 
-    def hold(self) -> None:
+    def hold(self, at_ns: int) -> None:
         self._phase = "drain"
         self._check_measured()
 
@@ -494,9 +500,12 @@ class OpenLoop(Level):
         self._duration_ns = None if prepare.duration_s is None else int(prepare.duration_s * NS_PER_S)
         self._to_measure = prepare.requests
         self._most = prepare.most
+        self._hold_ns: int | None = None
         self._start_ns = 0
         self._backlog: deque[tuple[int, Phase]] = deque()
-        self._times = self._own_times(schedule(prepare.arrivals), worker.setup.worker, prepare.workers)
+        times = self._own_times(schedule(prepare.arrivals), worker.setup.worker, prepare.workers)
+        # The first is drawn now: with it numpy is imported, which would make the first requests late.
+        self._times: Iterator[tuple[int, Phase]] = chain(list(islice(times, 1)), times)
         self._alarm = Alarm(worker.loop, self._due)
         self._next_due: tuple[int, Phase] | None = None
         rate = prepare.arrivals.rate_rps / prepare.workers
@@ -547,7 +556,11 @@ class OpenLoop(Level):
             if due_ns > now_ns():
                 self._alarm.set(due_ns)
                 return
+            if self._hold_ns is not None and due_ns >= self._hold_ns:
+                phase = "drain"
             self._enter(phase)
+            if self._stopping:
+                return  # nothing measured was in flight: with that the level has ended
             if len(self._wire.active) < self._most:
                 self._send(phase, due_ns=due_ns)
             else:
@@ -615,10 +628,10 @@ class OpenLoop(Level):
             )
 
     def measure(self) -> None:
-        """Phases follow from the schedule alone."""
+        """Phases follow from the schedule, but for an end that comes earlier."""
 
-    def hold(self) -> None:
-        """Likewise."""
+    def hold(self, at_ns: int) -> None:
+        self._hold_ns = at_ns
 
 
 class Worker:
@@ -658,8 +671,8 @@ class Worker:
                 self._level().go(t_ns)
             case Measure():
                 self._level().measure()
-            case Hold():
-                self._level().hold()
+            case Hold(at_ns):
+                self._level().hold(at_ns)
             case Finish():
                 self._level().finish()
             case Cancel(text):

@@ -29,7 +29,7 @@ def test_every_option_in_the_readme_exists() -> None:
     assert lines
     for line in lines:
         words = line[line.index("loadgen ") :].split("#")[0].split()
-        commands = [word for word in words[1:4] if re.fullmatch(r"[a-z]+", word)]
+        commands = [word for word in words[1:4] if re.fullmatch(r"[a-z][a-z-]*", word)]
         help_text = ""
         while commands:
             done = subprocess.run(

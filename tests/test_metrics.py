@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import MS, failure, figures_of, request, sample
 
-from loadgen.metrics import METRICS, LevelFigures, accumulator_for, level_figures
-from loadgen.records import LevelMark, RequestRecord
+from loadgen.metrics import METRICS, LevelAccumulator, LevelFigures, level_figures
+from loadgen.records import RequestRecord
 from loadgen.stats import Distribution
 
 
@@ -432,29 +432,27 @@ def test_slot_gaps_connects_and_retries_are_those_of_sends_in_the_window() -> No
 # --- the window
 
 
-def test_window_is_the_marks() -> None:
-    mark = LevelMark(level=0, window_start_ns=5, window_end_ns=9)
-    gathered = accumulator_for([request(0, 10)], mark)
-    assert (gathered.start_ns, gathered.end_ns) == (5, 9)
-
-
-def test_window_without_a_mark_is_from_first_measured_send_to_last_measured_end() -> None:
-    records = [
-        request(10, 5, phase="warmup"),
-        request(200, 5, end=300),
-        failure(100, end=900),
-        failure(None, end=2000, kind="connect"),
-        request(150, 5, end=400),
-        request(850, 5, end=5000, phase="drain"),
-    ]
-    gathered = accumulator_for(records, None)
-    assert (gathered.start_ns, gathered.end_ns) == (100 * MS, 900 * MS)
-
-
-def test_window_without_a_mark_or_a_measured_request_is_empty() -> None:
-    figures = level_figures({"concurrency": 1}, accumulator_for([request(0, 5, phase="warmup")], None), [])
+def test_an_empty_window_has_no_rates() -> None:
+    gathered = LevelAccumulator(0, 0)
+    gathered.add(request(0, 5, phase="warmup"))
+    figures = level_figures({"concurrency": 1}, gathered, [])
     assert figures.duration_s == 0
     assert figures.request_throughput_rps is None
+
+
+def test_events_are_the_same_in_batches_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [
+        request(0, 50, 10, 0, 30, tokens=[1, 2, 1, 1]),
+        request(5, 60, 200, 10, 10),
+        request(7, 70),
+        request(9, 20, 0, 0),
+        request(10, 20, 40, phase="drain"),
+        failure(12, end=50),
+    ]
+    whole = figures_of(records)
+    monkeypatch.setattr("loadgen.metrics.BATCH", 1)
+    assert figures_of(records) == whole
+    assert whole.stalls["requests"] == pytest.approx(1 / 2)
 
 
 # --- the table of definitions
@@ -464,7 +462,7 @@ def test_window_without_a_mark_or_a_measured_request_is_empty() -> None:
 def test_metric_is_a_field_of_the_figures(key: str) -> None:
     found: Any = figures_of([request(0, 10, 10, scheduled_ns=0)], [sample(50)])
     if key.startswith("open_loop."):
-        gathered = accumulator_for([], LevelMark(level=0, window_start_ns=0, window_end_ns=50 * MS))
+        gathered = LevelAccumulator(0, 50 * MS)
         gathered.add(request(2, 10, 10, scheduled_ns=0))
         found = level_figures({"model": "open", "rate_rps": 1.0}, gathered, [])
     for name in key.split("."):
@@ -486,7 +484,7 @@ def test_table_has_each_key_once_with_its_unit_in_the_name() -> None:
 
 
 def test_an_open_loops_latency_is_from_when_a_request_was_due() -> None:
-    gathered = accumulator_for([], LevelMark(level=0, window_start_ns=0, window_end_ns=100 * MS))
+    gathered = LevelAccumulator(0, 100 * MS)
     gathered.add(request(2, 10, 10, scheduled_ns=0))  # sent 2 ms late
     gathered.add(request(50, 10, 10, scheduled_ns=50 * MS))
     gathered.add(failure(None, end=100, kind="dropped", scheduled_ns=60 * MS))

@@ -17,18 +17,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.cli import cli
+from loadgen.criteria import requests_needed
 from loadgen.errors import UsageError
 from loadgen.plan import (
     Demand,
     Measured,
     Plan,
     Point,
+    add_bursts,
     bracket,
+    chance_below,
+    chances_broken,
+    cv_of,
     isotonic,
     make_plan,
     points_of,
     replicas_for,
-    requests_needed,
+    share_words,
 )
 from loadgen.records import LevelMark, Manifest, RequestError, RequestRecord
 from loadgen.report.planning import markdown, render
@@ -106,6 +111,17 @@ def test_replicas_and_costs_are_those_of_both_ends() -> None:
     # A replica at its limit: 2 GPUs, 200 tokens/s.
     assert found.per_million_output == pytest.approx((7.2 / 0.72, 7.2 / 1.44))
     assert found.scale_at_rps == pytest.approx(8)
+
+
+def test_a_run_with_both_kinds_of_load_is_planned_by_the_open_ones_alone() -> None:
+    levels = [measured(10, 0), measured(20, 0.5)]
+    closed = measured(15, 0)
+    closed.level.load = {"model": "closed", "concurrency": 8}
+    found = plan([closed, *levels])
+    assert found.capacity_rps == (10, 20) and len(found.points) == 2
+    assert any(limit.startswith("1 closed-loop levels of this run are left out") for limit in found.limits)
+    refused = plan([closed, levels[0]]).refused or ""
+    assert "a single load" in refused and "closed-loop levels of this run are left out" in refused
 
 
 def test_what_is_unknown_of_the_tokens_is_not_said_to_be_none() -> None:
@@ -212,6 +228,119 @@ def test_more_load_never_raises_the_fit(shares: list[tuple[float, int]]) -> None
     weights = [weight for _, weight in shares]
     mean = math.fsum(s * w for s, w in shares)
     assert math.fsum(f * w for f, w in zip(fit, weights, strict=True)) == pytest.approx(mean, abs=1e-6)
+
+
+loads = st.lists(st.tuples(st.floats(0, 1), st.floats(0.5, 1e5)), max_size=12)
+
+
+@given(loads, st.floats(0.01, 0.999))
+def test_more_load_never_lowers_the_chance_of_breaking_the_slo(found: list[tuple[float, float]], target: float) -> None:
+    chances = chances_broken([share for share, _ in found], [size for _, size in found], target)
+    assert len(chances) == len(found) and all(0 <= chance <= 1 for chance in chances)
+    assert all(later >= earlier for earlier, later in pairwise(chances))
+
+
+def test_the_chance_is_that_of_the_interval() -> None:
+    assert chance_below(381, 1.0, 0.99) == pytest.approx(0.025, abs=2e-4)  # as many as requests_needed says
+    assert chance_below(100, 0.9, 0.9) == pytest.approx(0.5)
+    assert chance_below(100, 0.5, 0.9) > 0.999
+
+
+def test_a_small_sample_is_judged_by_its_neighbours() -> None:
+    # All kept to it at both loads: that the higher holds says so of the lower, and not the other way round.
+    few, many = chance_below(50, 1.0, 0.99), chance_below(2000, 1.0, 0.99)
+    assert chances_broken([1, 1], [50, 2000], 0.99) == [many, many]
+    assert chances_broken([1, 1], [2000, 50], 0.99) == [many, few]
+    # That the lower load surely breaks says so of the higher.
+    sure, unsure = chance_below(2000, 0.9, 0.99), chance_below(10, 0.9, 0.99)
+    assert unsure < 0.999 < sure and chances_broken([0.9, 0.89], [2000, 10], 0.99) == [sure, sure]
+    # Shares that rise are pooled.
+    assert chances_broken([0.98, 1.0], [500, 500], 0.99) == [chance_below(1000, 0.99, 0.99)] * 2
+
+
+def test_each_load_has_a_chance_that_agrees_with_its_word() -> None:
+    found = plan([measured(20, 0.5), measured(5, 0), measured(10, 0.001), measured(12, 0.01), measured(11, 0, 5)])
+    chances = {point.rate_rps: point.chance_broken for point in found.points}
+    words = {point.rate_rps: point.word for point in found.points}
+    assert words == {5: "holds", 10: "holds", 12: "undecided", 20: "breaks", 11: "not counted"}
+    assert chances[11] is None
+    assert (chances[5] or 0) <= (chances[10] or 0) <= 0.025 < (chances[12] or 0) < 0.975 < (chances[20] or 0)
+    # Only between loads that were measured, and between their chances.
+    assert [band.rates_rps for band in found.headroom] == [(5, 10), (10, 12), (12, 20)]
+    assert [band.chance_broken for band in found.headroom] == [
+        (chances[5], chances[10]),
+        (chances[10], chances[12]),
+        (chances[12], chances[20]),
+    ]
+    assert ">99.9%" in render([found]) and "<0.1%" in render([found])
+
+
+def test_the_chance_of_several_criteria_is_the_likeliest() -> None:
+    slos = parse_slos("ttft:p90=500ms,ttft:p99=500ms")
+    (point,) = points_of([measured(10, 0.03)], slos, 0.99)
+    one, other = (points_of([measured(10, 0.03)], [slo], 0.99)[0].chance_broken for slo in slos)
+    assert one is not None and other is not None and point.chance_broken == max(one, other) == other > 0.9
+
+
+def test_rounds_of_a_load_share_a_chance() -> None:
+    found = points_of([measured(10, 0, round=0), measured(10, 0.5, round=1)], SLOS, 0.99)
+    assert found[0].chance_broken == found[1].chance_broken and (found[0].chance_broken or 0) > 0.99
+
+
+# Arrivals
+
+
+def arriving(kind: str, held: float, broken: float, **fields: Any) -> Plan:
+    levels = [measured(held, 0, arrival=kind), measured(broken, 0.5, arrival=kind)]
+    return make_plan(f"run-{kind}", manifest(**fields), levels, Demand(slos=SLOS))
+
+
+def test_bursts_are_compared_with_poisson_where_nothing_else_differs() -> None:
+    poisson, two, four = arriving("poisson", 10, 20), arriving("gamma:2", 5, 8), arriving("gamma:4", 2, 4)
+    add_bursts([four, poisson, two])
+    assert [(burst.cv, burst.capacity_rps, burst.ratio) for burst in poisson.bursts] == [
+        (2, (5, 8), (0.25, 0.8)),
+        (4, (2, 4), (0.1, 0.4)),
+    ]
+    assert not two.bursts and not four.bursts
+    assert "Bursts of CV 2 take the capacity to 25 to 80 % of Poisson's (run-gamma:2)." in poisson.limits
+    assert not any("gamma:2 and gamma:4 too" in limit for limit in poisson.limits)
+    text = render([poisson, two, four])
+    assert "They differ only in their arrivals" in text and "25 to 80 %" in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "| gamma:4 | 4 | 2 .. 4 | 10 to 40 % |" in markdown([poisson, two, four])
+
+
+def test_runs_that_differ_in_more_are_not_taken_for_bursts() -> None:
+    poisson = arriving("poisson", 10, 20)
+    for other in (
+        arriving("gamma:2", 5, 8, engine={"kind": "trtllm"}),
+        arriving("gamma:2", 5, 8, dataset={"kind": "file", "path": "x", "sha256": "ab"}),
+        make_plan("r", manifest(), [measured(5, 0, arrival="gamma:2")], Demand(slos=parse_slos("tpot=1s"))),
+        arriving("poisson", 5, 8),
+        arriving("replay", 5, 8),
+    ):
+        add_bursts([poisson, other])
+        assert not poisson.bursts and any("gamma:2 and gamma:4 too" in limit for limit in poisson.limits)
+
+
+def test_bursts_without_a_plan_are_said_to_be_unknown() -> None:
+    poisson = arriving("poisson", 10, 20)
+    add_bursts([poisson, make_plan("one", manifest(), [measured(5, 0, arrival="gamma:2")], Demand(slos=SLOS))])
+    assert poisson.bursts[0].ratio is None and "cannot be told (one has no plan" in poisson.limits[-1]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [((0.38, 0.45), "38 to 45 %"), ((0.38, None), "38 % or more"), ((None, 0.45), "45 % at most"), ((None, None), "?")],
+)
+def test_shares_in_words(ratio: tuple[float | None, float | None], words: str) -> None:
+    assert share_words(ratio) == words
+
+
+def test_cv_of_arrivals() -> None:
+    known = {text: cv_of(text) for text in ("poisson", "gamma:2.5", "constant", "replay", None, "unknown")}
+    assert known == {"poisson": 1, "gamma:2.5": 2.5, "constant": 0, "replay": None, None: None, "unknown": None}
 
 
 @st.composite

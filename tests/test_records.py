@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made import failure, request, sample
+from made import MS, failure, request, sample
 
 from loadgen.errors import RunFolderError
 from loadgen.records import (
@@ -29,6 +29,7 @@ from loadgen.records import (
     TokenSource,
     decode_record,
     encode_line,
+    read_bounds,
     read_client_log,
     read_lines,
     read_manifest,
@@ -331,3 +332,27 @@ def test_compressed_records_are_read_where_there_are_no_others(tmp_path: Path) -
     assert [record.seq for record in read_records(path)[0]] == [7, 7, 7]
     (tmp_path / "records.jsonl").touch()
     assert records_path(tmp_path).suffix == ".jsonl"
+
+
+# --- the bounds of levels without a mark
+
+
+def test_bounds_are_from_the_first_measured_send_to_the_last_measured_end(tmp_path: Path) -> None:
+    records = [
+        request(10, 5, phase="warmup"),
+        request(200, 5, end=300),
+        failure(100, end=900),
+        failure(None, end=2000, kind="connect"),
+        request(150, 5, end=400),
+        request(850, 5, end=5000, phase="drain"),
+        request(7, 5, level=2, phase="warmup"),
+    ]
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(b"".join(encode_line(record) for record in records) + b'{"level": 3, "phase"')
+    assert read_bounds(path) == {0: (100 * MS, 900 * MS), 2: (2**63 - 1, 0)}
+
+
+def test_bounds_of_compressed_records(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl.gz"
+    path.write_bytes(gzip.compress(encode_line(request(200, 5, end=300))))
+    assert read_bounds(path) == {0: (200 * MS, 300 * MS)}

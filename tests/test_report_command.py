@@ -21,7 +21,6 @@ from loadgen import cli as cli_module
 from loadgen.cli import cli
 from loadgen.errors import LoadgenError, RunFolderError, UsageError
 from loadgen.records import LevelMark, Manifest, encode_line, write_json
-from loadgen.report import html
 from loadgen.summary import RUNS_FILE, RunIndex
 
 ROOT = Path(__file__).parents[1]
@@ -132,14 +131,12 @@ def test_several_runs(folder: Path) -> None:
     assert "### Side by side" in report(*runs, "--format", "markdown").stdout
 
 
-def test_one_page_of_several_runs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(html, "render_several", raising=False)
-    refused = report(folder / TWICE, "--format", "html", "--output", tmp_path / "p.html")
-    assert isinstance(refused.exception, UsageError)
+def test_one_page_of_several_runs(folder: Path, tmp_path: Path) -> None:
     assert report(folder / TWICE, "--format", "html").stdout.count("Report: ") == 2
-    monkeypatch.setattr(html, "render_several", lambda entries: " ".join(one.name for one in entries), raising=False)
-    report(folder / TWICE, "--format", "html", "--output", tmp_path / "p.html")
-    assert (tmp_path / "p.html").read_text() == "vllm vllm-2"
+    done = report(folder / LEVELS, folder / TWICE, "--format", "html", "--output", tmp_path / "p.html")
+    assert done.stdout.strip() == f"Report: {tmp_path / 'p.html'}"
+    page = (tmp_path / "p.html").read_text()
+    assert "A: levels" in page and "B: vllm" in page and "C: vllm-2" in page
 
 
 def test_other_objectives_reach_every_format(folder: Path) -> None:

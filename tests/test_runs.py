@@ -30,8 +30,8 @@ def run(
     loads: list[dict[str, Any]] = [{"model": "closed", "concurrency": 2**i} for i in range(planned)]
     engine = {"kind": "vllm", "version": "0.25.1", "model": "M"}
     manifest = Manifest(
-        command=[], started_utc=(NOW - timedelta(hours=hours)).isoformat(), host={}, dataset={}, seed=0, load={},
-        levels=loads, client={}, **{"simulated": False, "engine": engine, **fields},
+        command=[], started_utc=(NOW - timedelta(hours=hours)).isoformat(), host={}, dataset={}, seed=0,
+        levels=loads, client={}, **{"simulated": False, "engine": engine, "load": {}, **fields},
     )  # fmt: skip
     write_json(folder / "manifest.json", manifest)
     (folder / "records.jsonl").touch()
@@ -142,6 +142,11 @@ def test_the_text(tmp_path: Path) -> None:
         "  vllm: vllm 0.25.1; M; 1, 2 in flight: VALID\n"
         "  not measured: trtllm\n"
     )
+
+
+def test_a_search_is_named_and_its_levels_are_only_counted(tmp_path: Path) -> None:
+    run(tmp_path / "a", load={"model": "search", "find": {"kind": "capacity"}})
+    assert "; M; search for the capacity over 2 levels\n" in render(list_runs([tmp_path]), NOW)
 
 
 def test_names_of_any_kind_fit_80_columns_and_move_no_cursor(tmp_path: Path) -> None:

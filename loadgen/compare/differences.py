@@ -37,9 +37,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from loadgen.compare.blocks import FAMILIES, THROUGHPUT, Drawn, Round, draw, enough_blocks
+from loadgen.compare.capacity import ATTAINMENT, Capacities, capacities
 from loadgen.compare.gate import Finding, Order, engine_words, gate, level_name, load_key, match_levels, order_of
 from loadgen.compare.sides import Side, SideLevel, load_name
 from loadgen.errors import UsageError
+from loadgen.slo import Slo
 from loadgen.stats import CONFIDENCE
 
 if TYPE_CHECKING:
@@ -133,6 +135,7 @@ class Comparison(msgspec.Struct, kw_only=True):
         launch_sd: what was assumed of launches; None where the rounds tell.
         overall: per metric and statistic the geometric mean over the levels.
         speeds: empty where the levels' speeds do not overlap.
+        capacities: what the sides carry at the same SLO; None where there are no objectives.
     """
 
     a: str
@@ -151,6 +154,7 @@ class Comparison(msgspec.Struct, kw_only=True):
     levels: list[LevelComparison]
     overall: list[Effect]
     speeds: list[SpeedComparison]
+    capacities: Capacities | None = None
 
 
 def compare(
@@ -161,6 +165,8 @@ def compare(
     launch_sd: Mapping[str, float] | None = None,
     resamples: int = RESAMPLES,
     speeds: Sequence[float] = SPEEDS,
+    slos: Sequence[Slo] | None = None,
+    attainment: float = ATTAINMENT,
 ) -> Comparison:
     """Whether the sides can be compared, and B against A.
 
@@ -171,6 +177,7 @@ def compare(
             :data:`LAUNCH_SD`; {} for sides that are known to be of one launch.
         resamples: of the blocks of each round.
         speeds: tokens/s per user at which throughputs are compared.
+        slos, attainment: at which capacities are compared; None: the objectives of the runs, if they are the same.
     """
     order = order_of(a, b)
     matched = match_levels(a, b)
@@ -198,6 +205,7 @@ def compare(
         levels=[],
         overall=[],
         speeds=[],
+        capacities=capacities(a, b, findings, slos, attainment, force),
     )
     if not groups or not (comparable or force):
         return result
@@ -212,7 +220,7 @@ def compare(
                 requests_a=sum(one.sample.completed for one, _ in group),
                 requests_b=sum(other.sample.completed for _, other in group),
                 pairs=sum(row.pairs for row in rows),
-                effects=[_effect(family, [rows], sd) for family in FAMILIES],
+                effects=[_totals(family, group, rows) or _effect(family, [rows], sd) for family in FAMILIES],
             )
         )
     for position in range(len(FAMILIES)):
@@ -309,6 +317,33 @@ def _effect(family: tuple[str, str], levels: list[list[Round]], launch_sd: Mappi
     if statistic != "paired" and len(levels) == 1:
         _add_difference(effect, family, levels[0], sd)
     return effect
+
+
+NO_DETAIL = "the file has no requests; save it with --save-detailed"
+
+
+def _totals(family: tuple[str, str], group: list[tuple[SideLevel, SideLevel]], rows: list[Round]) -> Effect | None:
+    """Where a side has no requests, only figures: values and their ratio, without an interval; else None."""
+    if all(level.figures is None for pair in group for level in pair):
+        return None
+    effect = Effect(metric=family[0], statistic=family[1], why=NO_DETAIL)
+    means: list[float | None] = []
+    for side in (0, 1):
+        values = [_figure(pair[side], (row.a, row.b)[side], family) for pair, row in zip(group, rows, strict=True)]
+        known = [value for value in values if value is not None]
+        means.append(sum(known) / len(known) if len(known) == len(values) else None)
+    effect.a, effect.b = means
+    if effect.a and effect.b:
+        effect.ratio, effect.difference = effect.b / effect.a, effect.b - effect.a
+    return effect
+
+
+def _figure(level: SideLevel, drawn: dict[tuple[str, str], Drawn | str], family: tuple[str, str]) -> float | None:
+    """One statistic of a level: from its figures where these are all that there is, else from its requests."""
+    if level.figures is not None:
+        return level.figures.get(family)
+    found = drawn.get(family)
+    return math.exp(found.value) if isinstance(found, Drawn) else None
 
 
 def _welch(variances: Array, degrees: Array) -> float:

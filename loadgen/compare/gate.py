@@ -2,8 +2,8 @@
 
 What spoils a comparison makes it NOT COMPARABLE: other prompts or token counts, other tokens per event,
 another share of cached tokens, failed requests, a level that is not VALID, a closed loop against an open
-one, a model of a GPU against a GPU. What only limits it is a caveat: another machine, GPU or version.
-The engine and its arguments are what is compared.
+one, a model of a GPU against a GPU, another tool's result against loadgen's. What only limits it is a
+caveat: another machine, GPU or version. The engine and its arguments are what is compared.
 """
 
 from __future__ import annotations
@@ -116,9 +116,10 @@ def gate(a: Side, b: Side, matched: list[tuple[SideLevel, SideLevel]], order: Or
         matched: pairs of levels, as :func:`match_levels` gives them.
         order: as :func:`order_of` gives it.
     """
-    findings = [*_prompts(a.manifest, b.manifest), *_runs(a.manifest, b.manifest)]
+    findings = [*_imported(a, b), *_prompts(a.manifest, b.manifest), *_runs(a.manifest, b.manifest)]
     models = [sorted({str(level.load.get("model")) for level in side.levels}) for side in (a, b)]
-    if models[0] != models[1]:
+    # A search for a capacity has both kinds: what is compared are the loads that both sides have.
+    if not set(models[0]) & set(models[1]):
         findings.append(
             _finding(
                 "spoils", "load model", [*map(_listed, models)], "a closed loop's latencies are not an open load's"
@@ -148,8 +149,31 @@ def _listed(words: Iterable[str]) -> str:
     return ", ".join(words)
 
 
+def _imported(a: Side, b: Side) -> list[Finding]:
+    """Results of another tool. On both sides its faults are on both; on one side they would pass for a difference."""
+    if a.imported is None and b.imported is None:
+        return []
+    tools = [side.imported or "loadgen" for side in (a, b)]
+    faults = "no verdict, start burst and client delay are in these figures"
+    if tools[0] != tools[1]:
+        text = f"{faults}; clocks and windows differ: what the tools differ by is in the difference"
+        return [_finding("spoils", "IMPORTED", tools, text)]
+    findings = [_finding("limits", "IMPORTED", tools, f"{faults}, on both sides but not alike")]
+    findings.append(
+        _finding("limits", "prompts", ("not in the file",) * 2, "the same where place and input tokens are the same")
+    )
+    for what, text in (
+        ("requests", "no interval can be had from a file without --save-detailed"),
+        ("send times", "made up from slots or rate, and with them what goes into each block"),
+    ):
+        values = ["not in the file" if what in side.unknown else "in the file" for side in (a, b)]
+        if "not in the file" in values:
+            findings.append(_finding("limits", what, values, text))
+    return findings
+
+
 def _prompts(a: Manifest, b: Manifest) -> list[Finding]:
-    kinds = [_prompt_source(manifest) for manifest in (a, b)]
+    kinds = [prompt_source(manifest) for manifest in (a, b)]
     if kinds[0] != kinds[1]:
         return [_finding("spoils", "prompts", kinds, "the sides were sent different prompts")]
     if a.seed != b.seed:
@@ -159,7 +183,8 @@ def _prompts(a: Manifest, b: Manifest) -> list[Finding]:
     return []
 
 
-def _prompt_source(manifest: Manifest) -> str:
+def prompt_source(manifest: Manifest) -> str:
+    """What the prompts were made from: a file and its checksum, or how they were made up."""
     dataset = manifest.dataset
     if dataset.get("kind") == "file":
         return f"{Path(str(dataset.get('path'))).name}, sha256 {str(dataset.get('sha256'))[:12]}"
@@ -226,7 +251,7 @@ def _runs(a: Manifest, b: Manifest) -> list[Finding]:
     if _gpu_uuids(a) != _gpu_uuids(b) and _gpu_names(a) == _gpu_names(b):
         text = "two cards of one kind differ by a few percent"
         findings.append(_finding("limits", "GPU", (_gpu_uuids(a), _gpu_uuids(b)), text))
-    ours, theirs = _arguments(a), _arguments(b)
+    ours, theirs = engine_arguments(a), engine_arguments(b)
     if ours != theirs:
         alone = [_listed(x for x in mine if x not in other) or "-" for mine, other in ((ours, theirs), (theirs, ours))]
         if alone != ["-", "-"]:
@@ -234,7 +259,7 @@ def _runs(a: Manifest, b: Manifest) -> list[Finding]:
     return findings
 
 
-def _arguments(manifest: Manifest) -> list[str]:
+def engine_arguments(manifest: Manifest) -> list[str]:
     """Of the engine's command, without the port, which is another at every launch."""
     port = str(manifest.engine.get("url") or "").rstrip("/").rpartition(":")[2]
     return [str(word) for word in manifest.engine.get("argv") or [] if str(word) not in ("--port", port)]
@@ -247,7 +272,8 @@ def _levels(one: SideLevel, other: SideLevel) -> list[Finding]:
     def found(weight: Weight, what: str, sides: Sequence[object], text: str) -> None:
         findings.append(_finding(weight, what, sides, text, name))
 
-    if one.verdict != ["VALID"] or other.verdict != ["VALID"]:
+    # An imported level has no verdict: that is said of the side.
+    if any(level.verdict not in ([], ["VALID"]) for level in (one, other)):
         found("spoils", "verdict", (_listed(one.verdict), _listed(other.verdict)), "a level that is not VALID")
     shares = [float(s.failed.mean()) if len(s.failed) else 0.0 for s in (a, b)]
     if max(shares) > MAX_ERROR_SHARE:
@@ -309,9 +335,11 @@ def _tokens(
             text = f"{apart:.1%} apart on the same prompts (limit {MAX_TOKEN_DIFFERENCE:.0%})"
             return [_finding("spoils", what, means, text, level)]
     off = abs(math.log(theirs.mean() / ours.mean())) if ours.mean() > 0 < theirs.mean() else 0.0
-    test = stats.ks_2samp(ours, theirs, method="asymp")
-    distance = float(test.statistic)
-    differs = off > MAX_TOKEN_DIFFERENCE or (distance > MAX_KS_DISTANCE and test.pvalue < 0.01)
+    distance, chance = 0.0, 1.0
+    if min(len(ours), len(theirs)) > 1:  # an imported mean is one value
+        test = stats.ks_2samp(ours, theirs, method="asymp")
+        distance, chance = float(test.statistic), float(test.pvalue)
+    differs = off > MAX_TOKEN_DIFFERENCE or (distance > MAX_KS_DISTANCE and chance < 0.01)
     if not differs:
         return []
     if shared:

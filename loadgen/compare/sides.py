@@ -12,7 +12,7 @@ import msgspec
 from loadgen.errors import UsageError
 from loadgen.records import Manifest, RequestRecord, read_client_log, read_records, records_path
 from loadgen.slo import outcome
-from loadgen.summary import RUNS_FILE, summarize_run
+from loadgen.summary import RUNS_FILE, Measured, measure_run
 from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ class SideLevel(msgspec.Struct, kw_only=True):
     Attributes:
         load: the manifest's, without its round.
         round: from 0 on.
-        verdict: its status, and those of all reasons.
+        verdict: its status, and those of all reasons; empty where there is none.
+        figures: mean, quantiles and throughput by metric and statistic, where these are all that is known.
         prefix_hits: the engine's own share of prompt tokens found in the prefix cache.
         start_s: start of the window on the run's clock.
     """
@@ -65,17 +66,28 @@ class SideLevel(msgspec.Struct, kw_only=True):
     round: int
     verdict: list[str]
     sample: Sample
+    figures: dict[tuple[str, str], float] | None = None
     prefix_hits: float | None = None
     start_s: float
 
 
 class Side(msgspec.Struct, kw_only=True):
-    """One run: its manifest and levels. ``sweep`` is the folder whose sweep it is one engine of."""
+    """One run.
+
+    Attributes:
+        sweep: the folder whose sweep it is one engine of.
+        measured: the same levels as a plan takes them; empty where there are no verdicts.
+        imported: the command of another tool that made it.
+        unknown: of such a side: which of ``requests`` and ``send times`` it does not have.
+    """
 
     label: str
     manifest: Manifest
     levels: list[SideLevel]
     sweep: str | None = None
+    measured: list[Measured] = []
+    imported: str | None = None
+    unknown: list[str] = []
 
 
 def read_side(run: Path, label: str | None = None) -> Side:
@@ -85,18 +97,27 @@ def read_side(run: Path, label: str | None = None) -> Side:
         RunFolderError: it cannot be read.
         UsageError: nothing in it was measured.
     """
-    manifest, summary = summarize_run(run)
-    marks = {mark.level for mark in read_client_log(run / "client.jsonl")[1]}
-    path = records_path(run)
-    seen = {record.level for record in read_records(path)[0]} if path.exists() else set()
-    numbered = dict(zip(sorted(seen | marks), summary.levels, strict=True))
-    gathered = {
-        index: _Gathered(level.window["start_ns"], level.window["end_ns"], cut=level.steady.cut_transient > 0)
-        for index, level in numbered.items()
-    }
-    for record in read_records(path)[0] if path.exists() else ():
-        if record.level in gathered:  # the run may be going on
+    marks = read_client_log(run / "client.jsonl")[1]
+    marked = {mark.level: (mark.window_start_ns, mark.window_end_ns) for mark in marks}
+    gathered = {index: _Gathered(*window) for index, window in marked.items()}
+
+    def add(record: RequestRecord) -> None:
+        if record.level in gathered:
             gathered[record.level].add(record)
+
+    manifest, _, measured = measure_run(run, each=add)
+    numbered = {one.number: one.level for one in measured}
+    # Another window than the one that was marked: a transient was cut off, or the run was killed.
+    again = {
+        index: _Gathered(*window, cut=level.steady.cut_transient > 0)
+        for index, level in numbered.items()
+        if (window := (level.window["start_ns"], level.window["end_ns"])) != marked.get(index)
+    }
+    if again:
+        for record in read_records(records_path(run))[0]:
+            if record.level in again:
+                again[record.level].add(record)
+    gathered |= again
     levels = [
         SideLevel(
             load={key: value for key, value in level.load.items() if key != "round"},
@@ -116,6 +137,7 @@ def read_side(run: Path, label: str | None = None) -> Side:
         manifest=manifest,
         levels=levels,
         sweep=str(sweep) if (sweep / RUNS_FILE).exists() else None,
+        measured=measured,
     )
 
 
@@ -254,6 +276,8 @@ def load_name(load: Mapping[str, Any]) -> str:
     """A load as people say it, without its round."""
     if load.get("model") == "closed":
         return f"{load['concurrency']} in flight"
+    if load.get("model") == "all at once":
+        return f"{load['requests']} requests at once"
     if "rate_rps" in load:
         return f"{load['rate_rps']:g} requests/s, {load.get('arrival', 'arrivals unknown')}"
     return ", ".join(f"{key} {value}" for key, value in load.items() if key != "round")

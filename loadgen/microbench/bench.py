@@ -69,7 +69,7 @@ class BenchSpec(msgspec.Struct, kw_only=True):
 
 
 class BenchResult(msgspec.Struct, kw_only=True):
-    """What came of it; ``exit_code`` 1 when something of loadgen's own was wrong or refused."""
+    """What came of it; ``exit_code`` 1 when something of loadgen's own was wrong or refused, or nothing has a time."""
 
     manifest: KernelManifest
     records: list[KernelRecord]
@@ -77,7 +77,8 @@ class BenchResult(msgspec.Struct, kw_only=True):
     @property
     def exit_code(self) -> int:
         bad = ("wrong", "impossible", "failed")
-        return 1 if not self.records or any(r.own and r.status in bad for r in self.records) else 0
+        measured = any(r.time_s is not None for r in self.records)
+        return 1 if not measured or any(r.own and r.status in bad for r in self.records) else 0
 
 
 class WorkerProcess:
@@ -358,7 +359,10 @@ def progress_line(samples: CaseSamples, records: list[KernelRecord]) -> str:
         if record.time_s is not None:
             words.append(f"{record.implementation} {record.time_s * 1e6:,.1f} us")
         elif record.status != "skipped":
-            words.append(f"{record.implementation} {record.status.upper()}")
+            words.append(f"{record.implementation} {record.status.replace('_', ' ').upper()}")
+    short = next((r.message for r in records if r.status == "out_of_memory" and r.message), None)
+    if short is not None:
+        words.append(short)
     name = case_name(samples.params, samples.label)
     return f"{samples.kernel} [{samples.state}] {name}: {', '.join(words) or 'nothing could be run'}"
 

@@ -1,8 +1,8 @@
 """All-reduce with one process a GPU: the kernels of kernels/all_reduce.py over peers' memory, beside NCCL.
 
-``python -m loadgen.microbench.collective --ranks 8 --shape 1x5120 --shape 256x5120`` prints one JSON object a line,
-a :class:`Measured`. Every rank's input stands in symmetric memory (:mod:`torch.distributed._symmetric_memory`),
-whose rendezvous maps it into all processes; NVLink multicast is not used.
+``loadgen kernels all-reduce`` runs ``PYTHON -m loadgen.microbench.collective --ranks 8 --shape 1x5120``, which prints
+one JSON object a line, a :class:`Measured`. Every rank's input stands in symmetric memory
+(:mod:`torch.distributed._symmetric_memory`), whose rendezvous maps it into all processes; NVLink multicast is not used.
 
 Order between the ranks. The kernels do not synchronise; the handle's ``barrier`` before them waits until all ranks
 have written their inputs, the one after them until all have read (and, in two shots, written). It is a launch of
@@ -22,6 +22,7 @@ refuses two ranks on one GPU.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -35,7 +36,6 @@ import click
 import msgspec
 
 from loadgen.errors import LoadgenError, UsageError
-from loadgen.microbench.check import Tolerance, compare
 from loadgen.microbench.kernel_file import KernelFile, find
 
 SHAPES = [(1, 5120), (8, 5120), (64, 5120), (256, 5120), (2048, 5120), (8192, 5120)]
@@ -44,8 +44,8 @@ WINDOW_SECONDS = 500e-6  # at least; an event ticks in microseconds
 CHECKED_CALLS = 4
 DEADLINE_SECONDS = 300.0
 
-# NCCL rounds to bfloat16 between ranks; the kernels once.
-NCCL_TOLERANCE = Tolerance(5e-2, 5e-2, 2e-2)
+# Of every element, of its row, of the norm. NCCL rounds to bfloat16 between ranks; the kernels once.
+NCCL_TOLERANCE = (5e-2, 5e-2, 2e-2)
 
 Run = Callable[[], None]
 
@@ -220,6 +220,8 @@ class _Message:
         """What is wrong on any rank with ``CHECKED_CALLS`` calls in a row, each with inputs of its own."""
         import torch
 
+        from loadgen.microbench.check import Tolerance, compare
+
         outputs = []
         for values in self._inputs:
             if name == "nccl":
@@ -232,7 +234,7 @@ class _Message:
             run()
             outputs.append(self.out.clone())
         torch.cuda.synchronize()
-        tolerances = {"out": NCCL_TOLERANCE} if name == "nccl" else {}
+        tolerances = {"out": Tolerance(*NCCL_TOLERANCE)} if name == "nccl" else {}
         here = None
         for call, (got, want) in enumerate(zip(outputs, self._wanted, strict=True)):
             wrong = compare({"out": got}, {"out": want}, tolerances).complaint
@@ -353,15 +355,20 @@ def _shape(text: str) -> tuple[int, int]:
 
 
 @click.command()
-@click.option("--ranks", type=int, help="Processes, one a GPU.  [default: all GPUs]")
-@click.option("--shape", "shapes", multiple=True, help="TxH of a message, bfloat16; several times for several.")
-@click.option("--one-gpu", is_flag=True, help="All processes on one GPU: checks the kernels, times nothing.")
+@click.option("--ranks", type=int)
+@click.option("--shape", "shapes", multiple=True)
+@click.option("--one-gpu", is_flag=True)
 def main(ranks: int | None, shapes: tuple[str, ...], one_gpu: bool) -> None:
-    """Measures all-reduce over several GPUs, and prints JSON lines."""
-    import torch
-
+    """Measures all-reduce over several GPUs, and prints JSON lines; ``loadgen kernels all-reduce`` has the help."""
     try:
         wanted = [_shape(text) for text in shapes] or SHAPES
+        try:
+            import torch
+        except ImportError:
+            raise UsageError(
+                f"{sys.executable} has no torch: pip install 'loadgen[kernels]', or name a Python that has it with "
+                "--python"
+            ) from None
         found = measure((2 if one_gpu else torch.cuda.device_count()) if ranks is None else ranks, wanted, one_gpu)
     except LoadgenError as error:
         click.echo(f"Error: {error}", err=True)
@@ -370,6 +377,39 @@ def main(ranks: int | None, shapes: tuple[str, ...], one_gpu: bool) -> None:
         click.echo(msgspec.json.encode(row).decode())
     if any(row.complaint for row in found):
         sys.exit(1)
+
+
+def measure_apart(
+    python: str | None, ranks: int | None, shapes: tuple[str, ...], one_gpu: bool
+) -> tuple[list[Measured], int]:
+    """:func:`main` in a process of its own, for torch stays out of loadgen's; what it measured, and its exit code.
+
+    Args:
+        python: one that has torch; None takes this one.
+
+    Raises:
+        UsageError: the Python does not run or has no torch, a shape is none, or there are too few GPUs.
+        LoadgenError: a rank failed or hung.
+    """
+    program = python or sys.executable
+    words = [word for text in shapes for word in ("--shape", text)] + (["--one-gpu"] if one_gpu else [])
+    command = [program, "-m", "loadgen.microbench.collective", *words]
+    if ranks is not None:
+        command += ["--ranks", str(ranks)]
+    # That Python need not have loadgen installed.
+    path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(Path(__file__).resolve().parents[2]))))
+    try:
+        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    except OSError as error:
+        raise UsageError(f"--python {program}: {error.strerror}") from None
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if lines:
+        return [msgspec.json.decode(line, type=Measured) for line in lines], done.returncode
+    said = done.stderr.strip().splitlines() or [f"it ended with exit code {done.returncode} and said nothing"]
+    told = next((line.removeprefix("Error: ") for line in said if line.startswith("Error: ")), None)
+    if told is None:
+        raise UsageError(f"{program}: {said[-1]}")
+    raise (UsageError if done.returncode == UsageError.exit_code else LoadgenError)(told)
 
 
 if __name__ == "__main__":

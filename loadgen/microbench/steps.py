@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,26 @@ def find_shape(wanted: str, dtype: str | None = None) -> ModelShape:
     return ModelShape.from_config(path.resolve().name, values, dtype)
 
 
+# One model over several GPUs, in the words of vLLM and of trtllm-serve.
+_SPREAD = (
+    "--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp",
+    "--tp_size", "--tp-size", "--pp_size", "--pp-size",
+)  # fmt: skip
+
+
+def no_sum(manifest: Manifest) -> str | None:
+    """Why the kernels of one GPU's whole 16-bit model add up to nothing that a run served; None where they do."""
+    if manifest.simulated:
+        return "it is SIMULATED: no kernel ran there"
+    engine = manifest.engine
+    argv = [piece for word in engine.get("argv") or [] for piece in str(word).split("=", 1)]
+    if any(word in _SPREAD and value != "1" for word, value in pairwise(argv)):
+        return "the model was spread over several GPUs; kernels are measured for one GPU's whole model"
+    if engine.get("quantization"):
+        return f"the model is quantized ({engine['quantization']}); the floors are of 16-bit weights"
+    return None
+
+
 def shape_of_run(run: Path, manifest: Manifest) -> ModelShape:
     """The shape of the model that a run served.
 
@@ -83,15 +104,10 @@ def shape_of_run(run: Path, manifest: Manifest) -> ModelShape:
         UsageError: the run was SIMULATED, the model was spread over GPUs or quantized, or its shape is not known.
     """
     engine = manifest.engine
-    if manifest.simulated:
-        raise UsageError(f"{run}: is SIMULATED: no kernel ran there")
+    refusal = no_sum(manifest)
+    if refusal is not None:
+        raise UsageError(f"{run}: {refusal}")
     argv = [str(word) for word in engine.get("argv") or []]
-    if any(word.startswith(("--tensor-parallel-size", "--tp_size", "--tp-size")) for word in argv):
-        raise UsageError(
-            f"{run}: the model was spread over several GPUs; kernels are measured for one GPU's whole model"
-        )
-    if engine.get("quantization"):
-        raise UsageError(f"{run}: the model is quantized ({engine['quantization']}); the floors are of 16-bit weights")
     name = str(engine["model"])
     dtype = next((argv[i + 1] for i, word in enumerate(argv[:-1]) if word == "--dtype"), None)
     if "hidden_size" in engine:

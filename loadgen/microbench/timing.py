@@ -60,6 +60,9 @@ class Timed:
             raise
         except Exception as error:
             torch.cuda.synchronize()
+            # Ending a capture in which memory ran out fails too, and that is the error that arrives here.
+            if isinstance(error.__context__, torch.cuda.OutOfMemoryError):
+                raise error.__context__ from None
             self.timer, self.why_not = "events", f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
 
     def _capture(self) -> Any:

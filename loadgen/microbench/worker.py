@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import os
 import random
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -207,13 +208,14 @@ class Bench:
             tensors = kernel.inputs(Make(self._device, seed), params)
             pristine = clone({name: tensors[name] for name in kernel.outputs})
             want = kernel.reference(tensors)
-        except torch.cuda.OutOfMemoryError as error:
-            give_up("out_of_memory", _first_line(error))
-            return None
         except LoadgenError:
             raise
         except Exception as error:
-            give_up("failed", f"inputs or reference: {type(error).__name__}: {_first_line(error)}")
+            shortage = out_of_memory(error)
+            if shortage is None:
+                give_up("failed", f"inputs or reference: {type(error).__name__}: {_first_line(error)}")
+            else:
+                give_up("out_of_memory", f"{shortage}, for inputs or reference")
             return None
         for attempt, (_, _, function) in zip(attempts, chosen, strict=True):
             restore(tensors, pristine)
@@ -223,12 +225,14 @@ class Bench:
                 outcome = judge(kernel, got, want)
             except (ImportError, NotImplementedError) as error:
                 attempt.status, attempt.message = "skipped", _first_line(error)
-            except torch.cuda.OutOfMemoryError as error:
-                attempt.status, attempt.message = "out_of_memory", _first_line(error)
             except Exception as error:
                 if self._device != "cpu":
                     torch.cuda.synchronize()  # a broken context raises here, and ends the process
-                attempt.status, attempt.message = "failed", f"{type(error).__name__}: {_first_line(error)}"
+                shortage = out_of_memory(error)
+                if shortage is None:
+                    attempt.status, attempt.message = "failed", f"{type(error).__name__}: {_first_line(error)}"
+                else:
+                    attempt.status, attempt.message = "out_of_memory", shortage
             else:
                 attempt.error_before = outcome.error
                 if outcome.complaint:
@@ -273,9 +277,10 @@ class Bench:
             try:
                 self._time(kernel, chosen, samples, *checked, job)
             except torch.cuda.OutOfMemoryError as error:
+                # Also those that were timed, but not compared with the reference after it: no time without that.
                 for attempt in attempts:
-                    if attempt.status == "ok" and not attempt.samples_s:
-                        attempt.status, attempt.message = "out_of_memory", _first_line(error)
+                    if attempt.status == "ok":
+                        attempt.status, attempt.message = "out_of_memory", f"{out_of_memory(error)}, while timing"
         del checked
         torch.cuda.empty_cache()
         return samples
@@ -350,9 +355,13 @@ class Bench:
             # On the buffers that were timed, the last set's: what was written there while timing is gone.
             last = sets[-1]
             restore(last, pristine)
-            outcome = judge(kernel, run_once(kernel, function, last), want)
+            try:
+                outcome = judge(kernel, run_once(kernel, function, last), want)
+                complaint = outcome.complaint or self._after_replay(kernel, one, sets, pristine, want)
+            except torch.cuda.OutOfMemoryError as error:
+                attempt.status, attempt.message = "out_of_memory", f"{out_of_memory(error)}, comparing it after timing"
+                continue
             attempt.error_after = outcome.error
-            complaint = outcome.complaint or self._after_replay(kernel, one, sets, pristine, want)
             if complaint:
                 attempt.status, attempt.message = "wrong", f"after timing: {complaint}"
 
@@ -389,6 +398,33 @@ class Bench:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:400]
+
+
+# What CUDA itself and its libraries say, whose errors have no type of their own in torch.
+_SHORTAGES = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+
+
+_WANTED = re.compile(r"Tried to allocate ([\d.]+ \w+)\..*? of which ([\d.]+ \w+) is free")
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """How much of the GPU's memory was wanted and free, in a line; None where an error has another cause.
+
+    An error may hide it: a CUDA graph whose capture ran out of memory says that the capture was invalidated, and
+    torch.compile wraps what went wrong.
+    """
+    import torch
+
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        if isinstance(cause, torch.cuda.OutOfMemoryError) or any(words in str(cause) for words in _SHORTAGES):
+            line = _first_line(cause)
+            found = _WANTED.search(line)
+            return f"{found[1]} more wanted, {found[2]} free" if found else line
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def serve(lines: BinaryIO, out: BinaryIO) -> int:

@@ -13,8 +13,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from loadgen.plan import Criterion, Word
+from loadgen.criteria import Criterion, Word, word_of
+from loadgen.find import Find
 from loadgen.records import Manifest
+from loadgen.report.finding import sentences
 from loadgen.report.terminal import fill, in_words, is_open, latency_ms, load_value, one_line
 from loadgen.slo import Slo, SloFigures, parse_slos
 from loadgen.summary import LevelSummary, Summary
@@ -28,7 +30,10 @@ MARK = "SIMULATED: "
 def answer(summary: Summary, manifest: Manifest) -> str:
     """The answer, in one line; nothing in it that the figures do not carry."""
     target = manifest.load.get("attainment")
-    text = _answer(summary.levels, target if isinstance(target, float) and 0 < target < 1 else ATTAINMENT)
+    if isinstance(summary.find, Find):
+        text = _found(summary.find)
+    else:
+        text = _answer(summary.levels, target if isinstance(target, float) and 0 < target < 1 else ATTAINMENT)
     return (MARK if summary.simulated else "") + text
 
 
@@ -54,6 +59,23 @@ def _answer(levels: Sequence[LevelSummary], target: float) -> str:
     return " ".join(sentences)
 
 
+def _found(find: Find) -> str:
+    """What a search looked for; what its levels beyond the limit are like is no part of it."""
+    if find.kind == "knee":
+        return one_line(" ".join(sentences(find)[:2]))
+    names = " and ".join(map(_objective, find.slo.split(",")))
+    low, high = find.capacity_rps or (None, None)
+    binds = "" if find.binds is None else f" What binds: {find.binds}."
+    if find.found:
+        up = "" if high is None else f"; {high:.4g} requests/s is shown to be too much"
+        text = f"{low:.4g} requests/s keeps {names} for {_percent(find.attainment)} of requests"
+        return one_line(f"{text}, confirmed by {len(find.confirming)} open-loop runs{up}.{binds}")
+    text = f"No rate is confirmed to keep {names} for {_percent(find.attainment)} of requests"
+    if find.ended != "done":
+        text += f": {find.ended}"
+    return one_line(f"{text}.{binds}")
+
+
 def _nothing(levels: Sequence[LevelSummary]) -> str:
     errors: Counter[str] = Counter()
     for level in levels:
@@ -70,9 +92,9 @@ def _verdicts(levels: Iterable[LevelSummary]) -> str:
 
 def _by_load(levels: Iterable[LevelSummary]) -> list[list[LevelSummary]]:
     """Levels by rising load; the rounds of one load together."""
-    loads: dict[float, list[LevelSummary]] = {}
+    loads: dict[tuple[bool, float], list[LevelSummary]] = {}
     for level in levels:
-        loads.setdefault(load_value(level.load), []).append(level)
+        loads.setdefault((is_open(level.load), load_value(level.load)), []).append(level)
     return [same for _, same in sorted(loads.items())]
 
 
@@ -93,7 +115,7 @@ class _Judged:
         self.load = _load(levels)
         self.short = self.load.partition(" ")[0]
         rounds = [(level.slo, _criteria(level.slo, target)) for level in levels if isinstance(level.slo, SloFigures)]
-        words = {_word(criteria) for _, criteria in rounds}
+        words = {word_of(criteria) for _, criteria in rounds}
         self.word: Word = "undecided"
         if words == {"holds"}:
             self.word = "holds"
@@ -134,11 +156,6 @@ def _objective(text: str) -> str:
     name = slo.metric.upper() if slo.percentile is None else f"{slo.metric.upper()} p{slo.percentile:g}"
     limit = slo.text.partition("=")[2]
     return f"{name} < {limit.removesuffix('ms')} ms" if limit.endswith("ms") else f"{name} < {limit[:-1]} s"
-
-
-def _word(criteria: Iterable[Criterion]) -> Word:
-    words = {criterion.word for criterion in criteria}
-    return "holds" if words == {"holds"} else "breaks" if "breaks" in words else "undecided"
 
 
 def _low(criterion: Criterion) -> float:
@@ -197,17 +214,20 @@ def _span(criterion: Criterion) -> str:
 
 def _breaks(one: _Judged) -> str:
     """Which objective breaks at a load, and how many requests keep to it."""
-    within = {_objective(text): share for text, share in one.slo.within.items()}
+    missed = {_objective(text): share for text, share in one.slo.missed.items() if ":" not in text}
     for criterion in one.criteria:
         if _of_percentile(criterion) and criterion.word == "breaks" and criterion.share is not None:
-            within[criterion.name] = criterion.share
-    if not within:
+            missed[criterion.name] = 1 - criterion.share
+    failed = one.slo.failed / one.slo.offered if one.slo.offered else 0.0
+    if failed > max(missed.values(), default=0.0):
+        return f"requests fail ({_percent(failed, up=True)} of them)"
+    if not missed:
         assert one.worst.share is not None
         return f"it breaks ({_percent(one.worst.share)} within)"
-    name = min(within, key=lambda key: within[key])
+    name = max(missed, key=lambda key: missed[key])
     metric = name.partition(" <")[0]
     first = f"{metric} breaks first" if len(one.slo.slos) > 1 else f"{metric} breaks"
-    return f"{first} ({_percent(within[name])} within)"
+    return f"{first} ({_percent(1 - missed[name])} within)"
 
 
 def _percent(share: float, up: bool = False) -> str:

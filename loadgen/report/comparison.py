@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from loadgen.compare.blocks import LATENCIES, THROUGHPUT
+from loadgen.compare.capacity import Capacities, CapacityRow
 from loadgen.compare.differences import Comparison, Effect, Ruling, overall_decision
 from loadgen.compare.gate import Finding
+from loadgen.plan import Ratio
+from loadgen.report.planning import interval
 from loadgen.report.terminal import SIMULATED, WIDTH, fill
 from loadgen.units import format_count, format_ms
 
@@ -38,6 +41,8 @@ def render(comparison: Comparison, rulings: Sequence[Ruling] = ()) -> str:
         parts.append(_speeds(comparison))
     if comparison.levels:
         parts.append("\n".join(fill(line) for line in footnotes(comparison)))
+    if comparison.capacities is not None:
+        parts.append(_capacities(comparison.capacities))
     parts += [fill(line) for line in _rulings(rulings)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -64,12 +69,12 @@ def verdict_words(comparison: Comparison) -> str:
 
 def _gate(comparison: Comparison) -> str:
     lines = [fill(verdict_words(comparison))]
-    lines += [fill(f"{WEIGHTS[weight]}: {text}", "  ") for weight, text in _grouped(comparison.findings)]
+    lines += [fill(f"{WEIGHTS[weight]}: {text}", "  ") for weight, text in grouped(comparison.findings)]
     lines += [fill(text, "  ") for text in _alone(comparison)]
     return "\n".join(lines)
 
 
-def _grouped(findings: Iterable[Finding]) -> list[tuple[str, str]]:
+def grouped(findings: Iterable[Finding]) -> list[tuple[str, str]]:
     """Each finding in words; one that several levels have alike is said once."""
     levels: dict[tuple[str, str, str, str, str], list[str]] = {}
     for f in findings:
@@ -122,8 +127,13 @@ def _ratio(value: float) -> str:
 
 
 def _row(effect: Effect) -> str:
+    if effect.ratio is not None and effect.ratio_ci95 is None:
+        return (
+            f"{_name(effect):<16}{_value(effect, effect.a):>8}{_value(effect, effect.b):>9}"
+            f"{_value(effect, effect.difference, signed=True):>9}{_ratio(effect.ratio):>8}  no interval"
+        )
     if effect.ratio is None or effect.ratio_ci95 is None:
-        room = WIDTH - 20
+        room = WIDTH - 21
         why = effect.why or ""
         return f"{_name(effect):<16}n/a  {why if len(why) <= room else why[: room - 3] + '...'}".rstrip()
     low, high = effect.ratio_ci95
@@ -147,6 +157,80 @@ def _speeds(comparison: Comparison) -> str:
             f"{speed.ratio:>8.3f}   {interval}"
         )
     return "\n".join(lines)
+
+
+def capacity_title(found: Capacities) -> str:
+    """The objectives of the table of capacities, in words."""
+    asked = ", ".join(found.slos)
+    share = f", met by {found.attainment * 100:g} % of requests" if any(":p" not in slo for slo in found.slos) else ""
+    return f"At the same SLO: {asked}{share}"
+
+
+def capacity_table(found: Capacities) -> list[list[str]]:
+    """The SLO and each speed: capacities of A and B and their ratio, the first row being the head."""
+    rows = [["", "A, requests/s", "B, requests/s", "B/A", ""]]
+    for row in found.rows:
+        sides = [interval(side.capacity_rps) if side.capacity_rps else "n/a" for side in (row.a, row.b)]
+        rows.append([_at(row), *sides, ratio_interval(row.ratio), row.word if row.ratio else "n/a"])
+    return rows
+
+
+def capacity_notes(found: Capacities) -> list[str]:
+    """Tokens and GPUs of both sides at the SLO, what a side lacks, what to measure, and how to read it."""
+    notes = []
+    for row in found.rows[:1]:
+        for letter, side in (("A", row.a), ("B", row.b)):
+            if side.capacity_rps is not None:
+                notes.append(f"{letter} at the SLO: {interval(side.output_tps)} output tokens/s")
+        if found.gpus_a != found.gpus_b or found.gpus_a > 1:
+            per_gpu = [interval(side.capacity_rps_per_gpu) for side in (row.a, row.b)]
+            notes.append(
+                f"per GPU (A has {found.gpus_a}, B {found.gpus_b}): A {per_gpu[0]}, B {per_gpu[1]} requests/s; B/A "
+                f"{ratio_interval(row.ratio_per_gpu)}: {row.word_per_gpu}"
+            )
+    lacks: dict[str, list[str]] = {}
+    for row in found.rows:
+        for letter, side in (("A", row.a), ("B", row.b)):
+            if side.refused:
+                lacks.setdefault(f"{letter}: {side.refused}", []).append(_at(row))
+        if row.advice:
+            lacks.setdefault(row.advice, []).append(_at(row))
+    notes += [f"{'; '.join(rows)}: {text}" for text, rows in lacks.items()]
+    notes.append(
+        "a .. b: between the highest load that surely keeps the SLO and the lowest that surely breaks it; B/A from "
+        "both. What launches of one engine differ by is not in it."
+    )
+    return notes
+
+
+def ratio_interval(ratio: Ratio | None) -> str:
+    """``0.912 .. 1.34``; a question mark for an end that is not known."""
+    if ratio is None:
+        return "n/a"
+    return " .. ".join("?" if end is None else f"{end:.3g}" for end in ratio)
+
+
+def _at(row: CapacityRow) -> str:
+    return "at the SLO" if row.tokens_per_s is None else f"{row.tokens_per_s} tokens/s a user"
+
+
+def _capacities(found: Capacities) -> str:
+    if found.refused:
+        return "\n".join([fill(capacity_title(found)), fill(f"n/a: {found.refused}", "  ")])
+    head, *body = capacity_table(found)
+    lines = [f"{r[0]:<20}{r[1]:>15}{r[2]:>15}{r[3]:>15}" + (f"  {_SHORT[r[4]]}" if r[4] else "") for r in body]
+    return "\n".join(
+        [
+            fill(capacity_title(found)),
+            f"{head[0]:<20}{head[1]:>15}{head[2]:>15}{head[3]:>15}  more",
+            "-" * 77,
+            *lines,
+            *(fill(note) for note in capacity_notes(found)),
+        ]
+    )
+
+
+_SHORT = {"A carries more": "A", "B carries more": "B", "cannot be told": "not told", "n/a": "n/a"}
 
 
 def footnotes(comparison: Comparison) -> list[str]:
@@ -192,7 +276,7 @@ def markdown(comparison: Comparison, rulings: Sequence[Ruling] = ()) -> str:
     if comparison.simulated:
         parts.append(f"**{SIMULATED}**")
     parts.append(f"**{_escaped(verdict_words(comparison))}**")
-    lines = [f"- {WEIGHTS[weight]}: {_escaped(text)}" for weight, text in _grouped(comparison.findings)]
+    lines = [f"- {WEIGHTS[weight]}: {_escaped(text)}" for weight, text in grouped(comparison.findings)]
     parts.append("\n".join(lines + [f"- {_escaped(text)}" for text in _alone(comparison)]))
     for level in comparison.levels:
         parts.append(
@@ -214,6 +298,15 @@ def markdown(comparison: Comparison, rulings: Sequence[Ruling] = ()) -> str:
         parts += ["### The same speed per user", "\n".join(rows)]
     if comparison.levels:
         parts += footnotes(comparison)
+    if (found := comparison.capacities) is not None:
+        parts.append(f"### {_escaped(capacity_title(found))}")
+        if found.refused:
+            parts.append(f"n/a: {_escaped(found.refused)}")
+        else:
+            head, *body = capacity_table(found)
+            rows = [f"| {' | '.join(map(_escaped, row))} |" for row in (head, *body)]
+            parts.append("\n".join([rows[0], "|---|--:|--:|--:|---|", *rows[1:]]))
+            parts += [_escaped(note) for note in capacity_notes(found)]
     parts += [_escaped(line) for line in _rulings(rulings)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -222,6 +315,12 @@ def _markdown_table(effects: Iterable[Effect]) -> str:
     rows = ["| | A | B | B - A | 95 % interval | B/A | 95 % interval | B is |", "|---|--:|--:|--:|---|--:|---|---|"]
     for effect in effects:
         unit = "" if effect.metric == THROUGHPUT else ", ms"
+        if effect.ratio is not None and effect.ratio_ci95 is None:
+            rows.append(
+                f"| {_name(effect)}{unit} | {_value(effect, effect.a)} | {_value(effect, effect.b)} "
+                f"| {_value(effect, effect.difference, signed=True)} | | {_ratio(effect.ratio)} | no interval | |"
+            )
+            continue
         if effect.ratio is None or effect.ratio_ci95 is None:
             rows.append(f"| {_name(effect)}{unit} | | | | | n/a | | {_escaped(effect.why or 'n/a')} |")
             continue

@@ -18,11 +18,13 @@ class Entry(msgspec.Struct, kw_only=True):
 
     Attributes:
         name: short, and another for each run of the report.
+        folder: the run folder.
         beside: kernels at the sizes that it served, where they were measured.
         offline: a report of trtllm-bench, where it has one.
     """
 
     name: str
+    folder: Path
     manifest: Manifest
     summary: Summary
     beside: Beside | None = None

@@ -1,87 +1,225 @@
-"""report.html: one file, no network access, nothing but text, a table and drawn curves."""
+"""report.html: one file with everything in it, and no network access.
+
+The text and the tables are made here and are there without a script. What is drawn, and the answers
+to "what if", are made by the script in ``page/`` from the data in the page (:mod:`loadgen.report.page_data`);
+its source is in ``web/``. Nothing in the page may load anything: its content security policy allows this one
+script, by its hash, and no address at all.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import base64
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import cache
 from html import escape
+from importlib import resources
 from typing import Any
 
 from loadgen import __version__
+from loadgen.compare.differences import Comparison
 from loadgen.records import Manifest
+from loadgen.report import finding
+from loadgen.report.comparison import WEIGHTS, capacity_notes, capacity_table, capacity_title, grouped, verdict_words
 from loadgen.report.kernels import heading as kernel_heading
-from loadgen.report.terminal import SIMULATED, in_words, is_open, latency_ms, level_name, load_value, withheld
-from loadgen.report.waterfall import Beside, Waterfall
-from loadgen.summary import LevelSummary, Summary
+from loadgen.report.page_data import RunPage, encode
+from loadgen.report.terminal import (
+    SIMULATED,
+    in_words,
+    is_open,
+    latency_ms,
+    level_name,
+    load_value,
+    rounds_table,
+    withheld,
+)
+from loadgen.report.waterfall import Beside, Waterfall, why_no_sum
+from loadgen.slo import Slo, parse_slos
+from loadgen.summary import LevelSummary
 from loadgen.units import format_count, format_ms
 
-WIDTH, HEIGHT = 460, 260
-LEFT, RIGHT, TOP, BOTTOM = 58, 16, 18, 40
-
-STYLE = """
-:root{color-scheme:light dark;--ink:#1a1d21;--soft:#5b6470;--line:#d8dde3;--back:#fff;--card:#f6f8fa;
---bad:#b3261e;--good:#1a7f4b;--a:#1f5fbf;--b:#b35c00;--c:#7a3fb0}
-@media (prefers-color-scheme:dark){:root{--ink:#e6e9ec;--soft:#9aa4af;--line:#353c45;--back:#14171a;--card:#1c2126;
---bad:#ff8a80;--good:#62d29a;--a:#79aef5;--b:#f0a45b;--c:#c79bf2}}
-body{margin:0 auto;padding:24px 16px 48px;max-width:1040px;background:var(--back);color:var(--ink);
-font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
-h1{font-size:22px;margin:0 0 4px}h2{font-size:17px;margin:32px 0 8px}p{margin:4px 0;color:var(--soft)}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;width:100%}
-th,td{padding:6px 8px;text-align:right;border-bottom:1px solid var(--line);vertical-align:bottom}
-td{white-space:nowrap}tbody th{font-size:15px;color:var(--ink)}
-th{font-weight:600;color:var(--soft);font-size:13px}td.word,th.word{text-align:left}
-tr.bad td{color:var(--soft)}tr.bad td.word{color:var(--bad);font-weight:600}td.good{color:var(--good);font-weight:600}
-.mark{display:inline-block;padding:4px 10px;border:1px solid var(--bad);color:var(--bad);border-radius:4px;
-font-weight:600;margin:8px 0}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(400px,100%),1fr));gap:16px}
-figure{margin:0;background:var(--card);border-radius:8px;padding:12px}figcaption{font-weight:600;font-size:14px}
-svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font:11px system-ui,sans-serif}
-caption{text-align:left;font-weight:600;padding:12px 8px 4px}
-li{margin:4px 0}dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 16px;font-size:14px}
-dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
-"""
-
-Series = tuple[str, str, list[tuple[float, float | None, bool]]]
+# What the page asks about first where the sweep had no objectives.
+START_SLO = "ttft=500ms,tpot=50ms"
 
 
-def render(manifest: Manifest, summary: Summary, beside: Beside | None = None) -> str:
-    """The page.
+def render(pages: Sequence[RunPage], comparison: Comparison | None = None) -> str:
+    """The page of one run, or of several side by side.
 
     Args:
-        beside: the kernels at the sizes that the run served, where they were measured.
+        pages: at least one.
+        comparison: of the second run with the first.
     """
-    title = f"{manifest.engine['kind']} serving {manifest.engine['model']}"
-    mark = f'<p class="mark">{escape(SIMULATED)}</p>' if summary.simulated else ""
-    levels = summary.levels
-    body = [
-        f"<h1>{escape(title)}</h1>",
-        f"<p>{escape(_load_words(levels))}. Started {escape(manifest.started_utc)}.</p>",
-        mark,
-    ]
-    if levels:
-        body += [
-            '<h2 id="results">Results</h2>',
-            _table(levels),
-            '<h2 id="curves">Against load</h2>',
-            _charts(levels, summary.simulated),
-            '<h2 id="verdicts">Verdicts</h2>',
-            _verdicts(levels),
-            _engine_section(levels),
-            _kernel_section(beside) if beside is not None else "",
+    first = pages[0]
+    several = len(pages) > 1
+    if several:
+        pages = [page._replace(name=f"{_letter(place)}: {page.name}") for place, page in enumerate(pages)]
+    title = f"{len(pages)} runs" if several else _title(first.manifest)
+    simulated = any(page.summary.simulated for page in pages)
+    measured = any(page.summary.levels for page in pages)
+    slo = next((",".join(level.slo.slos) for page in pages for level in page.summary.levels if level.slo), None)
+    extra = {
+        "made_by": f"loadgen {__version__}",
+        "initial": {"slos": [_slo(one) for one in parse_slos(slo or START_SLO)]},
+        "comparison": comparison if comparison is not None and (comparison.comparable or comparison.forced) else None,
+        "csv": "",
+    }
+    sections = [("results", "Results", "".join(_results(page, i, several) for i, page in enumerate(pages)))]
+    for name, words, lines in (("search", "The search", _search), ("rounds", "Over the rounds", _rounds)):
+        found = "".join(lines(page, several) for page in pages)
+        if found:
+            sections.append((name, words, found))
+    if measured:
+        sections += [
+            ("verdicts", "Verdicts", "".join(_verdicts(page, several) for page in pages)),
+            ("load", "Against load", '<div class="charts" id="charts-load"></div>'),
+            ("percentiles", "Percentiles", '<div class="charts" id="charts-percentiles"></div>'),
+            ("level", "One level", '<div id="level-form"></div><div class="charts" id="charts-level"></div>'),
+            ("plan", "What if: SLO, peak and price", _plan(slo)),
         ]
-    else:
-        body.append("<p>No level was measured.</p>")
-    body += [f"<p>Note: {escape(note)}</p>" for note in summary.notes]
-    body += ['<h2 id="run">The run</h2>', _facts(manifest)]
-    policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    if comparison is not None:
+        sections.append(("comparison", "Comparison", _comparison(comparison)))
+    sections += [
+        ("engine", "What the engine and the GPU say", text)
+        for text in ["".join(_engine_section(page, several) for page in pages)]
+        if text
+    ]
+    kernels = "".join(_kernel_section(page.beside, i) for i, page in enumerate(pages) if page.beside is not None)
+    if kernels:
+        sections.append(("kernels", "Kernels beside TTFT and TPOT", kernels))
+    sections.append(("run", "The runs" if several else "The run", "".join(_facts(page, several) for page in pages)))
+    if measured:
+        sections.append(("data", "The data", '<div id="downloads"></div>'))
+    links = "".join(f'<a href="#{name}">{escape(words)}</a>' for name, words, _ in sections)
+    body = [
+        "<header>",
+        f"<h1>{escape(title)}</h1>",
+        *(f"<p>{escape(line)}</p>" for page in pages for line in _about(page)),
+        f'<p class="mark">{escape(SIMULATED)}</p>' if simulated else "",
+        "" if measured else "<p>No level was measured.</p>",
+        f'</header><nav aria-label="Sections">{links}</nav><main>',
+        "<noscript><p>The charts need JavaScript; the tables hold the figures.</p></noscript>" if measured else "",
+        *(f'<section id="{name}"><h2>{escape(words)}</h2>{content}</section>' for name, words, content in sections),
+        *(f"<p>Note: {escape(note)}</p>" for page in pages for note in page.summary.notes),
+        "</main>",
+        f'<script type="text/plain" id="loadgen-data">{encode(pages, extra)}</script>',
+        f"<script>{_script()}</script>",
+    ]
+    policy = (
+        f"default-src 'none'; script-src '{_script_hash()}'; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>loadgen: {escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
+        '<meta name="referrer" content="no-referrer">'
+        f"<title>loadgen: {escape(title)}</title><style>{_page_file('page.css')}</style></head>\n<body>\n"
         + "\n".join(part for part in body if part)
         + "\n</body></html>\n"
     )
+
+
+@cache
+def _page_file(name: str) -> str:
+    return resources.files("loadgen.report").joinpath("page", name).read_text(encoding="utf-8")
+
+
+def _script() -> str:
+    return _page_file("page.js")
+
+
+@cache
+def _script_hash() -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode()
+
+
+def _letter(place: int) -> str:
+    """What stands for a run in charts of several; the script does the same."""
+    return chr(ord("A") + place) if place < 26 else f"R{place + 1}"
+
+
+def _slo(slo: Slo) -> dict[str, Any]:
+    return {"metric": slo.metric, "limit_us": slo.limit_s * 1e6, "percentile": slo.percentile}
+
+
+def _title(manifest: Manifest) -> str:
+    return f"{manifest.engine['kind']} serving {manifest.engine['model']}"
+
+
+def _about(page: RunPage) -> list[str]:
+    """What was measured, in words, and what came out."""
+    manifest = page.manifest
+    owned = manifest.gpus if manifest.engine.get("gpu_uuids") else []
+    words = [f"{manifest.engine['kind']} {manifest.engine.get('version') or ''}".strip()]
+    if owned:
+        words.append(f"on {owned[0]['name']}")
+    words.append(_load_words(page.summary.levels))
+    return [f"{page.name}: {', '.join(words)}. Started {manifest.started_utc}."]
+
+
+def _search(page: RunPage, named: bool) -> str:
+    """What a search found, and its probes."""
+    find = page.summary.find
+    if not find:
+        return ""
+    words = "".join(f"<p>{escape(sentence)}</p>" for sentence in finding.sentences(find))
+    return _head(page, named) + words + _lines(f"Probes of {page.name}", "\n".join(finding.rows(find)))
+
+
+def _rounds(page: RunPage, named: bool) -> str:
+    text = rounds_table(page.summary)
+    return _head(page, named) + _lines(f"Rounds of {page.name}", text) if text else ""
+
+
+def _head(page: RunPage, named: bool) -> str:
+    return f"<h3>{escape(page.name)}</h3>" if named else ""
+
+
+def _lines(label: str, text: str) -> str:
+    """A table that is text."""
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}"><pre>{escape(text)}</pre></div>'
+    )
+
+
+def _plan(slo: str | None) -> str:
+    words = (
+        "Every figure here is made from the requests of this page, as <code>loadgen plan</code> makes it. The first "
+        "end of a range is what is planned with."
+    )
+    if slo is None:
+        words += " The sweep had no objectives; these are only to begin with."
+    return f'<p>{words}</p><div id="whatif-form"></div>'
+
+
+def _comparison(comparison: Comparison) -> str:
+    """The gate's findings; the ratios are drawn."""
+    parts = [f"<p>{escape(verdict_words(comparison))}.</p>" if comparison.comparable else ""]
+    if not comparison.comparable:
+        parts.append(f'<p class="mark">{escape(verdict_words(comparison))}</p>')
+    parts.append("<ul>")
+    parts += [f"<li>{WEIGHTS[weight]}: {escape(text)}</li>" for weight, text in grouped(comparison.findings)]
+    parts.append('</ul><div class="charts" id="charts-comparison"></div>')
+    found = comparison.capacities
+    if found is not None and found.refused:
+        parts.append(f"<p>{escape(found.refused)}.</p>")
+    elif found is not None:
+        head, *rows = capacity_table(found)
+        parts.append(
+            f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(capacity_title(found))}"><table>'
+            f"<caption>{escape(capacity_title(found))}</caption><thead><tr>"
+            + "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+            + "</tr></thead><tbody>"
+            + "".join(
+                f'<tr><th scope="row">{escape(row[0])}</th>'
+                + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+                + "</tr>"
+                for row in rows
+            )
+            + "</tbody></table></div>"
+        )
+        parts += [f"<p>{escape(note)}</p>" for note in capacity_notes(found)]
+    return "".join(parts)
 
 
 def _load_head(levels: list[LevelSummary]) -> str:
@@ -99,13 +237,20 @@ def _load_words(levels: list[LevelSummary]) -> str:
     return f"Closed loop at {loads} in flight"
 
 
-def _table(levels: list[LevelSummary]) -> str:
+def _results(page: RunPage, index: int, named: bool) -> str:
+    return _head(page, named) + (
+        _table(page.summary.levels, index) if page.summary.levels else "<p>No level was measured.</p>"
+    )
+
+
+def _table(levels: list[LevelSummary], run: int) -> str:
+    """The levels as rows; the script makes their first cells choose a level."""
     heads = [
         "Completed", "Failed", "TTFT p50, ms", "TTFT p90, ms", "TTFT p99, ms", "TPOT p50, ms",
         "TPOT p99, ms", "ITL p99, ms", "E2E p50, ms", "Output tokens/s", "Requests/s",
     ]  # fmt: skip
     rows = []
-    for level in levels:
+    for index, level in enumerate(levels):
         cells = [
             format_count(level.requests.completed),
             format_count(level.requests.failed),
@@ -120,14 +265,15 @@ def _table(levels: list[LevelSummary]) -> str:
         ]
         valid = level.verdict.status == "VALID"
         rows.append(
-            ("<tr>" if valid else '<tr class="bad">')
-            + f'<th scope="row">{level_name(level.load)}</th>'
+            f'<tr data-level="{run}.{index}"'
+            + ("" if valid else f' class="bad" title="{escape(_reasons(level))}"')
+            + f'><th scope="row"><button type="button" class="pick">{level_name(level.load)}</button></th>'
             + f'<td class="word{" good" if valid else ""}">{escape(level.verdict.status)}</td>'
             + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
             + "</tr>"
         )
     return (
-        '<div class="scroll" tabindex="0" role="region" aria-label="Results"><table><thead><tr>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="Results of run {run + 1}"><table><thead><tr>'
         + f'<th scope="col">{_load_head(levels)}</th><th scope="col" class="word">Verdict</th>'
         + "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
         + "</tr></thead><tbody>"
@@ -164,8 +310,10 @@ def _ms(values: dict[str, Any], name: str) -> str | None:
     return format_ms(values[name]) if name in values else None
 
 
-def _engine_section(levels: list[LevelSummary]) -> str:
+def _engine_section(page: RunPage, named: bool) -> str:
     """A table of what the engine and its first GPU say; nothing where they say nothing."""
+    levels = page.summary.levels
+    label = f"What the engine and the GPU of {page.name} say"
     seen = []
     for level in levels:
         gpu = level.gpu or {"devices": [{}]}
@@ -185,23 +333,22 @@ def _engine_section(levels: list[LevelSummary]) -> str:
         for i, level in enumerate(levels)
     ]
     return (
-        '<h2 id="engine">What the engine and the GPU say</h2>'
-        '<div class="scroll" tabindex="0" role="region" aria-label="What the engine and the GPU say"><table><thead><tr>'
+        _head(page, named)
+        + f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table><thead><tr>'
         f'<th scope="col">{_load_head(levels)}</th>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
         "<p>The engine's times begin and end inside it; what its HTTP server and the network add is in the TTFT "
         "measured here and not in these.</p>"
     )
 
 
-def _kernel_section(beside: Beside) -> str:
-    """The waterfalls, from the data sheet's roof to what was served, and each kernel of the steps."""
-    parts = ['<h2 id="kernels">Kernels beside TTFT and TPOT</h2>']
-    parts += [f"<p>{escape(line)}</p>" for line in kernel_heading(beside.manifest)]
-    parts.append('<div class="charts">')
-    parts += [_waterfall(fall) for fall in beside.waterfalls]
-    parts.append("</div>")
+def _kernel_section(beside: Beside, index: int) -> str:
+    """Where the kernels come from, the waterfalls' reasons, and each kernel of the steps; the rest is drawn."""
+    parts = [f"<p>{escape(line)}</p>" for line in kernel_heading(beside.manifest)]
+    parts.append(f'<div class="charts" id="charts-kernels-{index}"></div>')
     for fall in beside.waterfalls:
-        if not fall.parts:
+        title = _fall_title(fall)
+        if fall.refused or fall.missing or fall.served_s is None:
+            parts.append(f"<p>{escape(title)}: {escape(_no_sum(fall))}.</p>")
             continue
         rows = "".join(
             f'<tr><th scope="row" class="word">{escape(part.name)}</th>'
@@ -210,17 +357,25 @@ def _kernel_section(beside: Beside) -> str:
             f"<td>{part.total_s / fall.kernels_s:.1%}</td><td>{part.roof_s / part.total_s:.0%}</td></tr>"
             for part in fall.parts
         )
-        title = _fall_title(fall)
         heads = "".join(
             f'<th scope="col">{head}</th>'
             for head in ("A step", "A call, us", "A step, ms", "Of the sum", "Of the roof")
         )
+        gaps = "".join(
+            f"<li>{escape(gap.name)}, {format_ms(gap.seconds)} ms: {escape(gap.why)}.</li>" for gap in fall.gaps
+        )
         parts.append(
+            f"<details><summary>{escape(title)}: {format_ms(fall.served_s)} ms, and what it is made of</summary>"
+            f"<ul>{gaps}</ul>"
             f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(title)}"><table>'
-            f'<caption>{escape(title)}</caption><thead><tr><th scope="col" class="word">Kernel</th>'
-            f'<th scope="col" class="word">Best</th>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+            f'<thead><tr><th scope="col" class="word">Kernel</th>'
+            f'<th scope="col" class="word">Best</th>{heads}</tr></thead><tbody>{rows}</tbody></table></div></details>'
         )
     return "\n".join(parts)
+
+
+def _no_sum(fall: Waterfall) -> str:
+    return why_no_sum(fall) if fall.refused or fall.missing else f"no {fall.metric.upper()} was served"
 
 
 def _fall_title(fall: Waterfall) -> str:
@@ -228,135 +383,13 @@ def _fall_title(fall: Waterfall) -> str:
     return f"{fall.metric.upper()} at {in_words(fall.load)}: {step.phase} of {step.sequences} x {step.context} tokens"
 
 
-def _waterfall(fall: Waterfall) -> str:
-    """Bars from the data sheet's roof down to what was served; the steps between them are the gaps."""
-    title = _fall_title(fall)
-    if fall.missing or fall.served_s is None:
-        what = ", ".join(fall.missing) or "nothing was served"
-        return f"<figure><figcaption>{escape(title)}</figcaption><p>No sum: {escape(what)}.</p></figure>"
-    bars: list[tuple[str, float, float, bool]] = [("data sheet roof", 0.0, fall.sheet_roof_s, False)]
-    at = fall.sheet_roof_s
-    totals = {0: ("measured roof", fall.roof_s), 2: ("sum of kernels", fall.kernels_s)}
-    for index, gap in enumerate(fall.gaps):
-        bars.append((gap.name, at, gap.seconds, True))
-        at += gap.seconds
-        if index in totals:
-            bars.append((totals[index][0], 0.0, totals[index][1], False))
-    bars.append((f"served {fall.metric.upper()}", 0.0, fall.served_s, False))
-    most = max(max(start, start + size) for _, start, size, _ in bars)
-    left, right, row = 150, 64, 20
-    scale = (WIDTH - left - right) / most
-    shapes = []
-    for place, (name, start, size, is_gap) in enumerate(bars):
-        y = TOP + place * row
-        low, high = sorted((start, start + size))
-        width = max((high - low) * scale, 1.0)
-        fill = "var(--b)" if is_gap else "var(--a)"
-        sign = "+" if is_gap and size >= 0 else ""
-        shapes.append(
-            f'<text x="{left - 6}" y="{y + 11}" text-anchor="end">{escape(name)}</text>'
-            f'<rect x="{left + max(low, 0.0) * scale:.1f}" y="{y}" width="{width:.1f}" height="14" fill="{fill}"/>'
-            f'<text x="{left + max(high, 0.0) * scale + 4:.1f}" y="{y + 11}">{sign}{format_ms(size)}</text>'
-        )
-    height = TOP + len(bars) * row + 8
-    reasons = "".join(
-        f"<li>{escape(gap.name)}, {format_ms(gap.seconds)} ms: {escape(gap.why)}.</li>" for gap in fall.gaps
-    )
-    return (
-        f'<figure><figcaption>{escape(title)}, ms</figcaption><svg viewBox="0 0 {WIDTH} {height}" role="img" '
-        f'aria-label="{escape(title)}">{"".join(shapes)}</svg><ul>{reasons}</ul></figure>'
-    )
+def _reasons(level: LevelSummary) -> str:
+    return "; ".join(f"{reason.status}: {reason.text}" for reason in level.verdict.reasons)
 
 
-def _charts(levels: list[LevelSummary], simulated: bool) -> str:
-    def points(values: list[float | None], factor: float = 1.0) -> list[tuple[float, float | None, bool]]:
-        found = [
-            (
-                load_value(level.load),
-                None if value is None else value * factor,
-                level.verdict.status == "VALID",
-            )
-            for level, value in zip(levels, values, strict=True)
-        ]
-        return sorted(found, key=lambda point: point[0])  # rounds go through the loads more than once
-
-    def quantiles(field: str) -> list[Series]:
-        found: list[Series] = []
-        for name, colour in (("p50", "var(--a)"), ("p90", "var(--b)"), ("p99", "var(--c)")):
-            values = [None if withheld(level) else getattr(getattr(level, field), name) for level in levels]
-            found.append((name, colour, points(values, 1e3)))
-        return found
-
-    axis = "requests/s" if is_open(levels[0].load) else "in flight"
-    charts = [
-        _chart("TTFT, ms", quantiles("ttft_s"), simulated, axis),
-        _chart("TPOT, ms", quantiles("tpot_s"), simulated, axis),
-        _chart("E2E, ms", quantiles("e2e_s"), simulated, axis),
-        _chart(
-            "Output tokens/s",
-            [("tokens/s", "var(--a)", points([level.output_throughput_tps for level in levels]))],
-            simulated,
-            axis,
-        ),
-    ]
-    return '<div class="charts">' + "\n".join(charts) + "</div>"
-
-
-def _ticks(top: float) -> list[float]:
-    step = 10 ** math.floor(math.log10(top / 4))
-    step *= next(m for m in (1, 2, 5, 10) if top / (step * m) <= 5)
-    return [step * i for i in range(math.floor(top / step) + 1)]
-
-
-def _chart(title: str, series: list[Series], simulated: bool, axis: str) -> str:
-    """Curves against the load, on a logarithmic axis; levels not valid are hollow."""
-    known = [y for _, _, line in series for _, y, _ in line if y is not None]
-    caption = title + (" (SIMULATED)" if simulated else "")
-    if not known:
-        return f"<figure><figcaption>{escape(caption)}</figcaption><p>Nothing to show.</p></figure>"
-    loads = sorted({x for _, _, line in series for x, _, _ in line})
-    top = max(max(known) * 1.08, 1e-9)
-    low, high = math.log(loads[0]), math.log(loads[-1])
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        share = (math.log(x) - low) / (high - low) if high > low else 0.5
-        return LEFT + share * (WIDTH - LEFT - RIGHT), TOP + (1 - y / top) * (HEIGHT - TOP - BOTTOM)
-
-    parts = []
-    for tick in _ticks(top):
-        _, y = at(loads[0], tick)
-        parts.append(
-            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>'
-            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(format_count(tick))}</text>'
-        )
-    for load in loads:
-        x, _ = at(load, 0)
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{load:g}</text>')
-    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{axis}</text>')
-    for place, (name, colour, line) in enumerate(series):
-        spots = [(*at(x, y), x, y, valid) for x, y, valid in line if y is not None]
-        if not spots:
-            continue
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y, *_ in spots)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        for x, y, load, value, valid in spots:
-            fill = colour if valid else "var(--card)"
-            label = f"{name} at {load:g} {axis}: {format_count(value)}" + ("" if valid else " (not valid)")
-            parts.append(
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{fill}" stroke="{colour}" stroke-width="2">'
-                f"<title>{escape(label)}</title></circle>"
-            )
-        if len(series) > 1:
-            parts.append(f'<text x="{LEFT + 8 + 44 * place}" y="{TOP - 5}" style="fill:{colour}">{escape(name)}</text>')
-    return (
-        f'<figure><figcaption>{escape(caption)}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(caption)} against {axis}">{"".join(parts)}</svg></figure>'
-    )
-
-
-def _verdicts(levels: list[LevelSummary]) -> str:
+def _verdicts(page: RunPage, named: bool) -> str:
     items = []
-    for level in levels:
+    for level in page.summary.levels:
         load = in_words(level.load)
         client = level.client
         if level.verdict.status == "VALID":
@@ -369,7 +402,7 @@ def _verdicts(levels: list[LevelSummary]) -> str:
                 f"<li>{escape(load)}: <strong>{escape(reason.status)}</strong>: {escape(reason.text)}. "
                 f"What to do: {escape(reason.advice)}.</li>"
             )
-    return f"<ul>{''.join(items)}</ul>"
+    return _head(page, named) + f"<ul>{''.join(items)}</ul>"
 
 
 def _launch_facts(engine: dict[str, Any]) -> dict[str, str]:
@@ -384,7 +417,8 @@ def _launch_facts(engine: dict[str, Any]) -> dict[str, str]:
     return facts
 
 
-def _facts(manifest: Manifest) -> str:
+def _facts(page: RunPage, named: bool) -> str:
+    manifest = page.manifest
     host = manifest.host
     gpus = ", ".join(str(gpu["name"]) for gpu in manifest.gpus) or "none seen by loadgen"
     facts = {
@@ -399,4 +433,9 @@ def _facts(manifest: Manifest) -> str:
         "Client": f"loadgen {manifest.client['loadgen_version']}, {manifest.client['workers']} worker process(es)",
         "Made by": f"loadgen {__version__}",
     }
-    return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items()) + "</dl>"
+    return (
+        _head(page, named)
+        + "<dl>"
+        + "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items())
+        + "</dl>"
+    )

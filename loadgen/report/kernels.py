@@ -66,7 +66,8 @@ def heading(manifest: KernelManifest) -> list[str]:
     return lines
 
 
-def _case(record: KernelRecord) -> str:
+def case_words(record: KernelRecord) -> str:
+    """A case: its label and its sizes."""
     names = [f"{key}={value}" for key, value in record.params.items() if key not in UNSAID]
     return " ".join([record.label, *names] if record.label else names)
 
@@ -80,7 +81,7 @@ def _rows(records: list[KernelRecord]) -> list[str]:
         if record.kernel != kernel:
             kernel, case = record.kernel, ""
             rows.append(kernel)
-        name = f"{_case(record)} [{record.state}]"
+        name = f"{case_words(record)} [{record.state}]"
         if name != case:
             case = name
             rows += [f"  {line}" for line in textwrap.wrap(case, WIDTH - 2, subsequent_indent="  ")]
@@ -92,8 +93,8 @@ def _row(record: KernelRecord) -> str:
     name = record.implementation if record.own else f"({record.implementation})"
     head = f"    {name[:20]:<20}"
     if record.time_s is None:
-        text = f"{record.status.replace('_', ' ')}: {record.message or ''}"
-        return textwrap.shorten(f"{head} {text}", WIDTH, placeholder="...") if len(text) > 55 else f"{head} {text}"
+        text = textwrap.shorten(f"{record.status.replace('_', ' ')}: {record.message or ''}", 160, placeholder="...")
+        return textwrap.fill(text, WIDTH, initial_indent=f"{head} ", subsequent_indent=" " * len(f"{head} "))
     half = ""
     if record.ci95_s is not None:
         half = f"{(record.ci95_s[1] - record.ci95_s[0]) / 2 / record.time_s * 100:.1f}"

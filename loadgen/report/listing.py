@@ -33,6 +33,8 @@ def verdicts(entry: RunEntry) -> str:
     loads = entry.levels
     if not loads:
         return "no level"
+    if entry.search is not None:
+        return f"search for the {entry.search} over {len(loads)} levels"
     values = dict.fromkeys(f"{load_value(level.load):g}" for level in loads)
     words = f"{', '.join(values)} {'requests/s' if is_open(loads[0].load) else 'in flight'}"
     rounds = len({level.load.get("round") for level in loads})

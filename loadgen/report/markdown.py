@@ -16,6 +16,7 @@ from loadgen.report.entry import Entry
 from loadgen.report.terminal import (
     SIMULATED,
     WITHHELD,
+    are_mixed,
     in_words,
     is_open,
     latency_ms,
@@ -75,16 +76,22 @@ def _run(entry: Entry, named: bool) -> list[str]:
 def _table(levels: Sequence[LevelSummary]) -> str:
     if not levels:
         return ""
+    mixed = are_mixed(list(levels))
     with_slo = any(isinstance(level.slo, SloFigures) for level in levels)
+    load = "load" if mixed else "requests/s due" if is_open(levels[0].load) else "in flight"
     heads = [
-        "requests/s due" if is_open(levels[0].load) else "in flight", "verdict", "TTFT p50, ms", "p99",
+        load, "verdict", "TTFT p50, ms", "p99",
         "TPOT p50, ms", "p99", "output tokens/s", "requests/s", *(["goodput/s", "attainment"] * with_slo),
     ]  # fmt: skip
     rows = [
-        [level_name(level.load), level.verdict.status, *_figures(level), *(_slo(level) if with_slo else [])]
+        [_load(level, mixed), level.verdict.status, *_figures(level), *(_slo(level) if with_slo else [])]
         for level in levels
     ]
     return _lines(heads, rows, words=(1,))
+
+
+def _load(level: LevelSummary, mixed: bool) -> str:
+    return escaped(in_words(level.load) if mixed else level_name(level.load))
 
 
 def _figures(level: LevelSummary) -> list[str]:
@@ -172,11 +179,12 @@ def _details(manifest: Manifest) -> str:
 
 
 def _side_by_side(entries: Sequence[Entry]) -> str:
-    loads = list(dict.fromkeys(level_name(level.load) for entry in entries for level in entry.summary.levels))
+    mixed = are_mixed([level for entry in entries for level in entry.summary.levels])
+    loads = list(dict.fromkeys(_load(level, mixed) for entry in entries for level in entry.summary.levels))
     rows = []
     for load in loads:
         for entry in entries:
-            own = [level for level in entry.summary.levels if level_name(level.load) == load]
+            own = [level for level in entry.summary.levels if _load(level, mixed) == load]
             name = code(entry.name) + (" (SIMULATED)" if entry.summary.simulated else "")
             rows += [[load, name, level.verdict.status, *_figures(level)] for level in own]
             if not own:

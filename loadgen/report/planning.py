@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from loadgen.plan import Fleet, Interval, Plan, scaled
+from loadgen.plan import Fleet, Interval, Plan, scaled, share_words
 from loadgen.report.terminal import SIMULATED, fill
 from loadgen.units import format_count
 
@@ -16,6 +16,9 @@ def render(plans: Sequence[Plan]) -> str:
     parts = [_terminal(plan) for plan in plans]
     if len(plans) > 1:
         parts.append("\n".join(["Side by side", *_columns(side_by_side(plans))]))
+    for plan in plans:
+        if plan.bursts:
+            parts.append("\n".join([fill(_burst_title(plan)), *_columns(bursts(plan))]))
     return "\n\n\n".join(parts) + "\n"
 
 
@@ -24,6 +27,9 @@ def markdown(plans: Sequence[Plan]) -> str:
     parts = [_markdown(plan) for plan in plans]
     if len(plans) > 1:
         parts.append("\n".join(["## Side by side", "", *_table(side_by_side(plans))]))
+    for plan in plans:
+        if plan.bursts:
+            parts.append("\n".join([f"### {_burst_title(plan)}", "", *_table(bursts(plan))]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -73,15 +79,14 @@ def replica(plan: Plan) -> list[tuple[str, str]]:
 
 def levels(plan: Plan) -> list[list[str]]:
     """A table of the loads, the first row being its head."""
-    rows = [["load", "requests/s", "kept to it", "95 % interval", "fit", "the SLO"]]
+    rows = [["load", "requests/s", "kept to it", "95 % interval", "broken", "the SLO"]]
     for point in plan.points:
         criterion = point.criteria[point.tight]
         share = UNKNOWN if criterion.share is None else f"{criterion.share:.2%}"
         low_high = UNKNOWN if criterion.ci95 is None else f"{criterion.ci95[0]:.2%} .. {criterion.ci95[1]:.2%}"
-        fit = "" if point.fit is None else f"{point.fit:.1%}"
         # The rate of an open loop stands in the next column.
         load = point.load.partition(",")[0]
-        rows.append([load, format_count(point.rate_rps), share, low_high, fit, point.word])
+        rows.append([load, format_count(point.rate_rps), share, low_high, chance(point.chance_broken), point.word])
     return rows
 
 
@@ -115,7 +120,7 @@ def speeds(plan: Plan) -> list[list[str]]:
 
 
 def side_by_side(plans: Sequence[Plan]) -> list[list[str]]:
-    """A table of several plans."""
+    """A table of several plans; GPUs and cost where a peak and a price were given."""
     rows = [["run", "requests/s a GPU", "output tokens/s a GPU", "GPUs for the peak", "cost/hour"]]
     for plan in plans:
         if plan.refused is not None:
@@ -132,14 +137,32 @@ def side_by_side(plans: Sequence[Plan]) -> list[list[str]]:
                 "" if fleet is None or fleet.cost_per_hour is None else money(fleet.cost_per_hour),
             ]
         )
+    shown = [column < 3 or any(row[column] for row in rows[1:]) for column in range(len(rows[0]))]
+    return [[cell for cell, keep in zip(row, shown, strict=True) if keep] for row in rows]
+
+
+def bursts(plan: Plan) -> list[list[str]]:
+    """A table of what arrivals of other kinds make of the capacity, from the plan with Poisson ones."""
+    rows = [["arrivals", "CV", "requests/s", "of Poisson's"]]
+    rows.append(["poisson", "1", interval(plan.capacity_rps), ""])
+    for burst in plan.bursts:
+        ratio = "?" if burst.ratio is None else share_words(burst.ratio)
+        rows.append([burst.arrival, f"{burst.cv:g}", interval(burst.capacity_rps), ratio])
     return rows
+
+
+def _burst_title(plan: Plan) -> str:
+    names = ", ".join([plan.run, *(burst.run for burst in plan.bursts)])
+    return f"They differ only in their arrivals: {names}"
 
 
 def footnotes(plan: Plan) -> list[str]:
     """How to read the plan, and what it does not know."""
     notes = [
         "a .. b: a is planned with; b is as good as it can be, the lowest load that breaks the SLO. Both are ends of "
-        "95 % intervals."
+        "95 % intervals.",
+        "broken: the chance that the load breaks the SLO, as far as the measurements tell, taken never to fall as the "
+        "load rises; between two loads it lies between theirs, and beyond them nothing is said.",
     ]
     if plan.demand.gpu_hour is not None:
         notes.append(f"Costs are in the currency of {plan.demand.gpu_hour:g} a GPU and hour; a month has 730.5 hours.")
@@ -170,6 +193,15 @@ def money(found: Interval | None) -> str:
         return UNKNOWN
     dear, cheap = found
     return f"{_amount(dear)} at most" if cheap is None else f"{_amount(dear)} .. {_amount(cheap)}"
+
+
+def chance(value: float | None) -> str:
+    """A chance as a percentage; never 0 or 100."""
+    if value is None:
+        return ""
+    if value < 0.001:
+        return "<0.1%"
+    return ">99.9%" if value > 0.999 else f"{value:.1%}" if value < 0.1 or value > 0.9 else f"{value:.0%}"
 
 
 def _amount(value: float) -> str:

@@ -5,8 +5,15 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
+import msgspec
+
+from loadgen.find import Find
 from loadgen.offline import OfflineReport
+from loadgen.precision import Precision
+from loadgen.precision import in_words as reached_in_words
 from loadgen.records import Manifest
+from loadgen.report.finding import rows, sentences
+from loadgen.rounds import Spread
 from loadgen.server_metrics import RECONCILED
 from loadgen.slo import SloFigures
 from loadgen.stats import QUANTILES, Distribution, quantile_floor
@@ -63,6 +70,11 @@ def render(manifest: Manifest, summary: Summary) -> str:
     if summary.levels:
         parts.append(_table(summary.levels))
         parts.append(_footnotes(summary))
+        parts.append(rounds_table(summary))
+        if isinstance(summary.find, Find):
+            title = "Search for the knee" if summary.find.kind == "knee" else "Search for the capacity"
+            parts.append("\n".join([title, *rows(summary.find)]))
+            parts.append("\n".join(fill(sentence) for sentence in sentences(summary.find)))
         parts.append("\n".join(_judgement(level) for level in summary.levels))
     else:
         parts.append("No level was measured.")
@@ -80,6 +92,8 @@ def _heading(manifest: Manifest) -> str:
         prompts = f"synthetic prompts, {dataset['input_tokens']} tokens in, {dataset['output_tokens']} out"
     load = manifest.load
     amount = f"{load['requests']} requests" if load["requests"] else f"{load['duration_s']:g} s"
+    if load.get("precision") is not None:
+        amount = f"{load['duration_s']:g} to {load['max_duration_s']:g} s, until {load['precision'] * 100:g} % precise,"
     lines = [
         f"{engine['kind']}{version} serving {engine['model']} at {engine['url']} (/v1, {engine['endpoint']})",
         f"{prompts}; {_load_words(load)}, {amount} measured per level; seed {manifest.seed}",
@@ -88,6 +102,8 @@ def _heading(manifest: Manifest) -> str:
 
 
 def _load_words(load: dict[str, Any]) -> str:
+    if load["model"] == "search":
+        return f"search for the {load['find']['kind']} over {load['find']['over']}"
     if load["model"] != "open":
         return "closed loop"
     return f"open loop, {load['arrival']} arrivals, latencies from when a request was due"
@@ -110,18 +126,26 @@ def is_open(load: dict[str, Any]) -> bool:
     return load.get("model") == "open"
 
 
+def are_mixed(levels: list[LevelSummary]) -> bool:
+    """Whether there are closed and open loops, as in a search for a capacity."""
+    return len({is_open(level.load) for level in levels}) > 1
+
+
 def load_value(load: dict[str, Any]) -> float:
     """A level's load as a number: requests in flight, or requests/s."""
     return float(load["rate_rps"] if is_open(load) else load["concurrency"])
 
 
 def load_column(levels: list[LevelSummary]) -> tuple[str, str]:
-    """The head of a load's column, in two lines."""
+    """The head of a load's column, in two lines; where both kinds are in it, each load says which it is."""
+    if are_mixed(levels):
+        return "", "load"
     return ("rate", "per s") if levels and is_open(levels[0].load) else ("in", "flight")
 
 
 def _table(levels: list[LevelSummary]) -> str:
     upper, lower = load_column(levels)
+    mixed = are_mixed(levels)
     head = (
         f"{upper:>6}    requests                TTFT, ms        TPOT, ms     output requests",
         f"{lower:>6}    ok  fail     p50     p90     p99     p50     p99   tokens/s       /s",
@@ -133,13 +157,69 @@ def _table(levels: list[LevelSummary]) -> str:
         tpot = [latency_ms(level, "tpot_s", q) for q in ("p50", "p99")]
         tokens, requests = level.output_throughput_tps, level.request_throughput_rps
         rows.append(
-            f"{level_name(level.load):>6} {level.requests.completed:>5} {level.requests.failed:>5}"
+            f"{_name(level, mixed):>6} {level.requests.completed:>5} {level.requests.failed:>5}"
             + "".join(f"{cell:>8}" for cell in ttft + tpot)
             + f"{'n/a' if tokens is None else format_count(tokens):>11}"
             f"{'n/a' if requests is None else format_count(requests):>9}"
             + ("" if level.verdict.status == "VALID" else " !")
         )
     return "\n".join([*head, *(row.rstrip() for row in rows)])
+
+
+def _name(level: LevelSummary, mixed: bool) -> str:
+    if not mixed or not is_open(level.load):
+        return level_name(level.load)
+    rate = load_value(level.load)
+    return f"{rate:.0f}/s" if rate >= 100 else f"{rate:.3g}/s"
+
+
+ROUND_ROWS = {
+    "ttft_mean_s": "TTFT mean, ms",
+    "ttft_p50_s": "TTFT p50, ms",
+    "ttft_p99_s": "TTFT p99, ms",
+    "tpot_mean_s": "TPOT mean, ms",
+    "output_throughput_tps": "output tokens/s",
+}
+
+
+def rounds_table(summary: Summary) -> str:
+    """What the rounds of each load say together; empty for a single round."""
+    if isinstance(summary.rounds, msgspec.UnsetType):
+        return ""
+    upper, lower = load_column(summary.levels)
+    count = len({level.load["round"] for level in summary.levels})
+    rows = [
+        f"Over {count} round{'s' * (count != 1)}",
+        f"{upper:>6}  {'':<16}{'mean over':>10}{'':>19}{'error in':>10}{'between':>10}",
+        f"{lower:>6}  {'':<16}{'rounds':>10}{'95 % interval':>19}{'a round':>10}{'rounds':>10}",
+        "-" * 73,
+    ]
+    notes = []
+    for one in summary.rounds:
+        name = level_name(one.load)
+        if one.left_out:
+            notes.append(f"{in_words(one.load)}: left out, since not valid: {', '.join(one.left_out)}")
+        if not one.metrics:
+            rows.append(f"{name:>6}  {one.rounds} valid round{'s' * (one.rounds != 1)}: two are needed")
+        for key, spread in one.metrics.items():
+            rows.append(f"{name:>6}  {ROUND_ROWS[key]:<16}" + _spread_cells(key, spread))
+            name = ""
+    notes.append(
+        "error in a round: of its mean, by its own requests; between rounds: standard deviation beyond that error"
+    )
+    return "\n".join([*rows, *(fill(note) for note in notes)])
+
+
+def _spread_cells(key: str, spread: Spread) -> str:
+    low, high = spread.ci95
+    half = (high - low) / 2
+    if key.endswith("_s"):
+        cells = [format_ms(spread.mean, half), f"{format_ms(low, half)} .. {format_ms(high, half)}"]
+        cells += [format_ms(spread.within), format_ms(spread.between)]
+    else:
+        cells = [format_count(spread.mean), f"{format_count(low)} .. {format_count(high)}"]
+        cells += ["n/a" if v is None else format_count(v) for v in (spread.within, spread.between)]
+    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, (10, 19, 10, 10), strict=True))
 
 
 def _footnotes(summary: Summary) -> str:
@@ -207,6 +287,8 @@ def _remarks(level: LevelSummary) -> list[str]:
         remarks.append(f"{tokens['shared_read']:.0%} of the token events shared a read with the one before")
     if (level.steady.cut_transient or level.steady.cut_turnover) and level.steady.steady is not False:
         remarks.append(f"steady state: {level.steady.reason}")
+    if isinstance(level.precision, Precision):
+        remarks.append(precision_words(level.precision))
     if isinstance(level.slo, SloFigures) and not withheld(level):
         remarks += slo_words(level.slo)
     if level.stalls["requests"] and not withheld(level):
@@ -222,6 +304,17 @@ def _remarks(level: LevelSummary) -> list[str]:
         remarks.append(f"the server counted {counts}, loadgen {own}: something else uses it, or requests were lost")
     remarks += [text for text in (server_words(server), gpu_words(level)) if text]
     return [textwrap.fill(remark, WIDTH, initial_indent="  ", subsequent_indent="  ") for remark in remarks]
+
+
+def precision_words(precision: Precision) -> str:
+    """How well a level knows its figures, and why it ended."""
+    why = {
+        "precision": "and so it ended",
+        "budget": "when --max-duration was over",
+        "interrupted": "when it was interrupted",
+    }[precision.ended]
+    word = "reached" if precision.met else "NOT REACHED"
+    return f"precision of {precision.asked * 100:g} % {word}, {why}: {reached_in_words(precision.reached)}"
 
 
 def slo_words(slo: SloFigures) -> list[str]:
@@ -306,11 +399,12 @@ def side_by_side(runs: list[tuple[str, Summary]], together: bool) -> str:
         "-" * 78,
     )
     rows = []
-    loads = list(dict.fromkeys(level_name(level.load) for _, summary in runs for level in summary.levels))
+    mixed = are_mixed([level for _, summary in runs for level in summary.levels])
+    loads = list(dict.fromkeys(_name(level, mixed) for _, summary in runs for level in summary.levels))
     for load in loads:
         total: float | None = 0.0
         for name, summary in runs:
-            level = next((lv for lv in summary.levels if level_name(lv.load) == load), None)
+            level = next((lv for lv in summary.levels if _name(lv, mixed) == load), None)
             if level is None:
                 rows.append(f"{load:>6}  {_cell(name, wide)}   not measured")
                 total = None

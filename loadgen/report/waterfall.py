@@ -14,6 +14,14 @@ below it, and the gap is then shown as negative.
                              GPU spends on prompts that come in while the others decode. Where an engine
                              puts them into the decode steps, the weights are read once for both and the
                              true share is smaller.
+    prefill above kernels    the engine's own mean time from scheduling a prompt to its first token, less the
+                             sum of the kernels
+    to the core and back     the engine's own TTFT, less its queue and its prefill: what its front end and the
+                             way to its core take
+    outside the engine       what was served, less the engine's own mean of the same figure
+
+What a server does not say has no name of its own: it stays in the gap ``the engine``. The engine's means are
+over the requests that ended between two reads of its metrics, ours over those of the measured window.
 """
 
 from __future__ import annotations
@@ -33,7 +41,8 @@ from loadgen.microbench.records import (
     read_samples,
     records_of,
 )
-from loadgen.microbench.steps import decode_step, prefill_step
+from loadgen.microbench.steps import decode_step, no_sum, prefill_step
+from loadgen.records import Manifest
 from loadgen.report.terminal import WIDTH, in_words
 from loadgen.summary import LevelSummary, Summary
 from loadgen.units import format_ms
@@ -72,13 +81,15 @@ class Gap(msgspec.Struct, kw_only=True):
 class Waterfall(msgspec.Struct, kw_only=True):
     """One figure of one level. ``gaps`` add up to ``served_s - sheet_roof_s``.
 
-    ``missing`` names kernels without which there is no sum; everything else is then empty.
+    ``missing`` names kernels without which there is no sum, ``refused`` says why there can be none; everything
+    else is then empty.
     """
 
     metric: Literal["tpot", "ttft"]
     load: dict[str, Any]
     step: Step
     missing: list[str] = []
+    refused: str | None = None
     sheet_roof_s: float = 0.0
     roof_s: float = 0.0
     kernels_s: float = 0.0
@@ -96,7 +107,7 @@ class Beside(msgspec.Struct, kw_only=True):
     waterfalls: list[Waterfall]
 
 
-def read_beside(folder: Path, summary: Summary) -> Beside | None:
+def read_beside(folder: Path, run: Manifest, summary: Summary) -> Beside | None:
     """The kernels in a folder beside a run's summary; None where nothing was measured there."""
     if not is_kernel_folder(folder):
         return None
@@ -104,15 +115,28 @@ def read_beside(folder: Path, summary: Summary) -> Beside | None:
     if manifest.peaks is None:
         return None
     records = [record for samples in read_samples(folder) for record in records_of(samples, manifest.peaks)]
-    return Beside(manifest=manifest, records=records, waterfalls=waterfalls(summary, manifest, records))
+    falls = waterfalls(summary, manifest, records, refused=no_sum(run))
+    return Beside(manifest=manifest, records=records, waterfalls=falls)
 
 
-def waterfalls(summary: Summary, manifest: KernelManifest, records: list[KernelRecord]) -> list[Waterfall]:
-    """TPOT and TTFT of every level, as far as the kernels of its steps were measured."""
+def waterfalls(
+    summary: Summary, manifest: KernelManifest, records: list[KernelRecord], refused: str | None = None
+) -> list[Waterfall]:
+    """TPOT and TTFT of every level, as far as the kernels of its steps were measured.
+
+    Args:
+        refused: why these kernels do not add up to what the run served (:func:`loadgen.microbench.steps.no_sum`).
+    """
     found = []
     for level in summary.levels:
         decode, prefill = decode_step(level), prefill_step(level)
         if decode is None or prefill is None:
+            continue
+        if refused is not None:
+            found += [
+                Waterfall(metric="tpot", load=level.load, step=decode, served_s=level.tpot_s.mean, refused=refused),
+                Waterfall(metric="ttft", load=level.load, step=prefill, served_s=level.ttft_s.mean, refused=refused),
+            ]
             continue
         first = _start("ttft", level, prefill, level.ttft_s.mean, manifest, records)
         then = _start("tpot", level, decode, level.tpot_s.mean, manifest, records)
@@ -218,6 +242,7 @@ def _tpot_gaps(result: Waterfall, level: LevelSummary, prefill_s: float | None) 
     rest = result.served_s - result.kernels_s
     rate = level.request_throughput_rps
     n = result.step.sequences
+    inside_s = (level.server or {}).get("tpot_s")
     if prefill_s is not None and rate and n > 1:
         share = min(rate * prefill_s, 1.0) * (n - 1) / n
         seconds = share * result.served_s
@@ -229,38 +254,89 @@ def _tpot_gaps(result: Waterfall, level: LevelSummary, prefill_s: float | None) 
                 why=f"{rate:.1f} prompts/s of {format_ms(prefill_s)} ms each come in while the others decode",
             )
         )
+    outside = None if inside_s is None else _outside(result.served_s, inside_s)
+    if outside is not None:
+        rest -= outside.seconds
     result.gaps.append(
         Gap(
             name="the engine",
             seconds=rest,
-            why="scheduling and sampling on the host, gaps between steps, padding, kernels of its own choice, HTTP"
+            why="scheduling and sampling on the host, gaps between steps, padding, kernels of its own choice"
+            + (", HTTP" if outside is None else "")
             if rest >= 0
             else "it fuses or overlaps kernels that were measured one by one, or a share above was overestimated",
         )
     )
+    if outside is not None:
+        result.gaps.append(outside)
 
 
 def _ttft_gaps(result: Waterfall, level: LevelSummary) -> None:
+    """From the kernels outwards, each as far as the engine's own times name it; what they do not name is one gap."""
     assert result.served_s is not None
     server = level.server or {}
+    inside_s, queue_s, prefill_s = (server.get(name) for name in ("ttft_s", "queue_s", "prefill_s"))
     rest = result.served_s - result.kernels_s
-    if "queue_s" in server:
-        result.gaps.append(Gap(name="queue", seconds=server["queue_s"], why="the engine says so: not yet scheduled"))
-        rest -= server["queue_s"]
-    if "ttft_s" in server:
-        outside = result.served_s - server["ttft_s"]
-        result.gaps.append(
-            Gap(name="HTTP server", seconds=outside, why="between the request's bytes and the engine, and back")
+    gaps: list[Gap] = []
+    if prefill_s is not None:
+        above = prefill_s - result.kernels_s
+        gaps.append(
+            Gap(
+                name="prefill above kernels",
+                seconds=above,
+                why=f"by the engine's clock a prefill takes {format_ms(prefill_s)} ms: launches and other work of the "
+                "host, steps that it shares with other prompts and with decoding, kernels of its own choice"
+                if above >= 0
+                else "it fuses or overlaps kernels that were measured one by one",
+            )
         )
-        rest -= outside
-    result.gaps.append(
-        Gap(
-            name="the engine",
-            seconds=rest,
-            why="steps that it shares with other prompts and with decoding, scheduling, launches"
-            if rest >= 0
-            else "it fuses or overlaps kernels that were measured one by one",
+    if queue_s is not None:
+        gaps.append(Gap(name="queue", seconds=queue_s, why="the engine says so: not yet scheduled"))
+    outside = None if inside_s is None else _outside(result.served_s, inside_s)
+    rest -= sum(gap.seconds for gap in gaps) + (outside.seconds if outside is not None else 0.0)
+    if prefill_s is None:
+        why = "steps that it shares with other prompts and with decoding, scheduling, launches"
+        gaps.append(
+            Gap(
+                name="the engine",
+                seconds=rest,
+                why=why if rest >= 0 else "it fuses or overlaps kernels that were measured one by one",
+            )
         )
+    elif queue_s is None or outside is None:
+        unsaid = " and ".join(name for name, value in (("queue", queue_s), ("TTFT", inside_s)) if value is None)
+        gaps.append(Gap(name="the engine", seconds=rest, why=f"around its prefill; it does not tell its {unsaid}"))
+    else:
+        gaps.append(
+            Gap(
+                name="to the core and back",
+                seconds=rest,
+                why="of the engine's own TTFT what is neither queue nor prefill: from its front end to its core, and "
+                "the first token's way back",
+            )
+        )
+    result.gaps += gaps if outside is None else [*gaps, outside]
+
+
+def _outside(served_s: float, inside_s: float) -> Gap:
+    """What was served beyond what the engine itself says of the same figure."""
+    seconds = served_s - inside_s
+    return Gap(
+        name="outside the engine",
+        seconds=seconds,
+        why=f"by the engine's clock it is {format_ms(inside_s)} ms; the rest is HTTP server, tokenising and network"
+        if seconds >= 0
+        else f"none: by the engine's clock it is {format_ms(inside_s)} ms, of requests that are not quite the same",
+    )
+
+
+def why_no_sum(fall: Waterfall) -> str:
+    """Of one that is refused, or misses kernels."""
+    if fall.refused:
+        return f"no sum: {fall.refused}"
+    return (
+        f"no sum, since these were not measured at that size: {', '.join(fall.missing)}; loadgen kernels bench --from "
+        "RUN measures all"
     )
 
 
@@ -272,12 +348,8 @@ def render(falls: list[Waterfall]) -> str:
 def _render_one(fall: Waterfall) -> str:
     name = fall.metric.upper()
     title = f"{name} at {in_words(fall.load)}: {fall.step.phase} of {fall.step.sequences} x {fall.step.context} tokens"
-    if fall.missing:
-        text = (
-            f"{title}: no sum, since these were not measured at that size: {', '.join(fall.missing)}; "
-            "loadgen kernels bench --from RUN measures all"
-        )
-        return textwrap.fill(text, WIDTH, subsequent_indent="  ")
+    if fall.refused or fall.missing:
+        return textwrap.fill(f"{title}: {why_no_sum(fall)}", WIDTH, subsequent_indent="  ")
     if fall.served_s is None:
         return f"{title}: no {name} was served"
     lines = [title]

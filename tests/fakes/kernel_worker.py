@@ -2,7 +2,8 @@
 """Stands in for a Python that has torch and a GPU: speaks the protocol of loadgen.microbench.worker.
 
 What it does is in FAKE_WORKER, words with spaces: no-torch, no-gpu, silent, no-peaks; break-N: the process is
-killed in case N (once: the next process skips it); break-always; wrong: its own implementation is wrong.
+killed in case N (once: the next process skips it); break-always; wrong: its own implementation is wrong; short-N:
+case N needs more memory than there is.
 Two cases a file, each with an own implementation of 20 us and a baseline of 30.
 """
 
@@ -20,6 +21,9 @@ DEVICE = {
 PEAKS = {
     "copy_bytes_per_s": 4e12, "read_bytes_per_s": 4.2e12, "matrix_flops": {"bfloat16": 7e14}, "empty_kernel_s": 1e-6,
 }  # fmt: skip
+
+
+SHORT = "48.43 GiB more wanted, 42.11 GiB free, for inputs or reference"
 
 
 def say(**answer):
@@ -47,6 +51,9 @@ def run(job):
             say(kind="checked", case=case, params=params, checked=checked)
             continue
         attempts = [attempt("triton", True, 20, "wrong" if "wrong" in ASKED else "ok"), attempt("eager", False, 30)]
+        if f"short-{case}" in ASKED:
+            for one in attempts:
+                one.update(status="out_of_memory", samples_s=[], message=SHORT)
         say(kind="samples", case=case, samples={
             "kernel": "made_up", "file": job["file"], "sha256": "0", "label": "", "params": params, "state": "serving",
             "seed": 0, "bytes": 4e7, "flops": 0, "attempts": attempts,

@@ -51,6 +51,16 @@ def test_the_schedule_is_that_of_the_seed_over_all_workers(sim: RunningSim, tmp_
         assert level["open_loop"]["dropped"] == 0
 
 
+def test_nothing_is_sent_once_the_level_has_ended(sim: RunningSim, tmp_path: Path) -> None:
+    """At this rate nothing is in flight when the first request beyond the measured ones is due."""
+    _, summary, records = sweep(sim, tmp_path / "run", "--rate", "6", "--requests", "12", "--no-warmup", "--seed", "0")
+    due = list(islice(schedule(Arrivals(kind="poisson", rate_rps=6, seed=0)), 13))
+    assert due[12] - due[11] > 5 * SERVICE_NS, "else take another seed"
+    busy = any(r["end_ns"] - r["scheduled_ns"] > due[12] - due[11] for r in records)  # the machine
+    assert busy or (len(records) == 12 and summary["levels"][0]["requests"]["drain"] == 0)
+    assert json.loads(run("report", str(tmp_path / "run"), "--json").stdout) == summary
+
+
 def test_both_clocks_are_reported(sim: RunningSim, tmp_path: Path) -> None:
     _, summary, records = sweep(sim, tmp_path / "run", "--rate", "40", "--requests", "30", "--no-warmup")
     level = summary["levels"][0]

@@ -82,6 +82,66 @@ def test_a_sweep_leaves_a_whole_run_folder(sim: RunningSim, tmp_path: Path) -> N
     assert json.loads(again.stdout) == summary
 
 
+def test_rounds_run_in_an_order_drawn_from_the_seed_and_are_taken_together(sim: RunningSim, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = run(
+        *("sweep", "--url", sim.url, "--concurrency", "1,2,3", "--requests", "20", "--rounds", "3", "--seed", "5"),
+        *("--input-tokens", "10", "--output-tokens", "5", "--output", str(out)),
+    )
+    assert done.returncode in (0, 1), done.stderr
+    assert "Over 3 rounds" in done.stdout and all(len(line) <= 80 for line in done.stdout.splitlines()[:-1])
+    manifest = json.loads((out / "manifest.json").read_text())
+    orders = [[load["concurrency"] for load in manifest["levels"] if load["round"] == r] for r in range(3)]
+    assert all(sorted(order) == [1, 2, 3] for order in orders) and orders != [[1, 2, 3]] * 3
+    summary = json.loads((out / "summary.json").read_text())
+    assert [level["load"] for level in summary["levels"]] == manifest["levels"]
+    assert [one["load"]["concurrency"] for one in summary["rounds"]] == [1, 2, 3]
+    for one in summary["rounds"]:
+        assert one["rounds"] + len(one["left_out"]) == 3
+        if one["rounds"] > 1:
+            assert one["metrics"]["ttft_mean_s"]["mean"] >= TTFT_S
+    assert json.loads(run("report", str(out), "--json").stdout) == summary
+
+
+@pytest.mark.parametrize("load", [["--concurrency", "4"], ["--rate", "150"]])
+def test_a_level_goes_on_until_it_is_precise(sim: RunningSim, tmp_path: Path, load: list[str]) -> None:
+    out = tmp_path / "run"
+    done = run(
+        *("sweep", "--url", sim.url, *load, "--precision", "30%", "--duration", "500ms", "--max-duration", "40s"),
+        *("--input-tokens", "10", "--output-tokens", "5", "--workers", "2", "--output", str(out)),
+    )
+    assert done.returncode in (0, 1), done.stderr
+    summary = json.loads((out / "summary.json").read_text())
+    level = summary["levels"][0]
+    precision = level["precision"]
+    assert precision["ended"] == "precision" and precision["looks"] >= 3
+    assert precision["met"] and max(precision["reached"].values()) <= 0.3
+    assert "precision of 30 % reached" in done.stdout and "after 1 s" in done.stderr
+    measured = [r for r in records_of(out) if r["phase"] == "measure"]
+    assert len(measured) >= 200, "fewer are not believed"
+    span_s = (level["window"]["end_ns"] - min(r["scheduled_ns"] or r["sent_ns"] for r in measured)) / 1e9
+    assert 0.5 < span_s < 40
+    # What was issued after the end is not measured, and the load was held behind it.
+    assert all((r["scheduled_ns"] or r["sent_ns"]) <= level["window"]["end_ns"] + 60_000_000 for r in measured)
+    assert any(r["phase"] == "drain" for r in records_of(out))
+    assert json.loads(run("report", str(out), "--json").stdout) == summary
+
+
+def test_a_precision_that_is_not_reached_is_said_and_is_no_failure(sim: RunningSim, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = run(
+        *("sweep", "--url", sim.url, "--concurrency", "4", "--precision", "0.001%", "--duration", "500ms"),
+        *("--max-duration", "2s", "--input-tokens", "10", "--output-tokens", "5", "--output", str(out)),
+    )
+    summary = json.loads((out / "summary.json").read_text())
+    level = summary["levels"][0]
+    assert level["precision"]["ended"] == "budget" and not level["precision"]["met"]
+    assert any("a precision of 0.001 % was not reached within 2 s" in note for note in summary["notes"])
+    assert done.returncode == (0 if level["verdict"]["status"] == "VALID" else 1)
+    assert level["duration_s"] == pytest.approx(2, abs=0.01) or level["steady"]["cut_transient"]
+    assert json.loads(run("report", str(out), "--json").stdout) == summary
+
+
 def test_a_level_by_duration_measures_that_long(sim: RunningSim, tmp_path: Path) -> None:
     out = tmp_path / "run"
     done = run(
@@ -136,6 +196,11 @@ BAD_INPUT: dict[str, tuple[list[str], str]] = {
     "level beyond the open-file limit": (["--concurrency", "100000000"], "use more --workers"),
     "level no number": (["--concurrency", "1,eight"], "'eight' is none"),
     "no level": (["--concurrency", ""], "--concurrency takes numbers"),
+    "precision without a share": (["--concurrency", "1", "--precision", "5"], "write it as 20%"),
+    "precision with requests": (["--concurrency", "1", "--precision", "5%", "--requests", "9"], "give no --requests"),
+    "precision of nothing": (["--concurrency", "1", "--precision", "0%"], "between 0 and 100%"),
+    "longest below least": (["--concurrency", "1", "--precision", "5%", "--max-duration", "5s"], "give more for it"),
+    "longest of nothing": (["--concurrency", "1", "--max-duration", "5s"], "goes with --precision"),
     "requests zero": (["--concurrency", "1", "--requests", "0"], "--requests must be 1 or above"),
     "duration without a unit": (["--concurrency", "1", "--duration", "60"], "write it with a unit"),
     "both amounts": (["--concurrency", "1", "--duration", "1s", "--requests", "1"], "exclude each other"),
@@ -380,3 +445,88 @@ def test_one_request_to_a_slow_starter_is_not_lost(tmp_path: Path) -> None:
     (record,) = records_of(tmp_path / "r")
     assert record["output_tokens"] == 1
     assert record["token_source"] == "events"
+
+
+def test_a_capacity_is_searched_for_and_confirmed(sim: RunningSim, tmp_path: Path) -> None:
+    """Three in flight of 38 ms each serve 79 requests/s; what comes beyond waits, and is late."""
+    out = tmp_path / "run"
+    done = run(
+        *("sweep", "--find", "capacity", "--slo", "e2e=300ms", "--attainment", "80%", "--rate", "20"),
+        *("--url", sim.url, "--duration", "1s", "--input-tokens", "10", "--output-tokens", "10", "--no-warmup"),
+        *("--max-duration", "3s", "--max-in-flight", "3", "--max-find", "2m", "--seed", "3", "--output", str(out)),
+        timeout=240,
+    )
+    assert done.returncode in (0, 1), done.stderr
+    summary = json.loads((out / "summary.json").read_text())
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert [level["load"] for level in summary["levels"]] == manifest["levels"], "listed as they came"
+    find = summary["find"]
+    assert [probe["index"] for probe in find["probes"]] == list(range(len(manifest["levels"])))
+    loads = [probe["load"] for probe in find["probes"]]
+    assert loads[0] == 20
+    if find["capacity_rps"] is not None and find["capacity_rps"][1] is not None:
+        assert find["capacity_rps"][1] > 40 and find["binds"]
+    if find["confirmed"]:  # a busy machine may be what binds, and then that is said
+        assert done.returncode == 0 and len(find["confirming"]) == 5
+        assert "5 open-loop runs" in done.stdout
+        starts = []
+        for index in find["confirming"]:
+            due = sorted(r["scheduled_ns"] for r in records_of(out) if r["level"] == index)
+            starts.append(due[1] - due[0])
+        assert len(set(starts)) == 5, "each has arrivals of its own"
+    else:
+        assert "NOT CONFIRMED" in done.stdout or "NOT FOUND" in done.stdout
+    assert all(len(line) <= 80 for line in done.stdout.splitlines()[:-1])
+    again = run("report", str(out), "--json")
+    assert json.loads(again.stdout) == summary and again.returncode == done.returncode
+    assert run("plan", str(out), "--attainment", "80%").returncode in (0, 1)
+
+
+def test_a_search_that_holds_nowhere_ends_and_says_so(sim: RunningSim, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = run(
+        *("sweep", "--url", sim.url, "--find", "capacity", "--slo", "ttft=1ms", "--concurrency", "2"),
+        *("--duration", "1500ms", "--input-tokens", "10", "--output-tokens", "2", "--output", str(out)),
+    )
+    assert done.returncode == 1
+    find = json.loads((out / "summary.json").read_text())["find"]
+    assert [probe["load"] for probe in find["probes"]] == [2, 1] and not find["confirmed"]
+    assert "only --rate goes lower" in done.stdout.replace("\n  ", " ")
+    assert find["binds"].startswith("ttft=1ms: missed by 100.0%")
+
+
+def test_a_knee_is_searched_for(sim: RunningSim, tmp_path: Path) -> None:
+    """The engine's timing does not depend on the load: up to what may be tried, throughput rises."""
+    out = tmp_path / "run"
+    done = run(
+        *("sweep", "--url", sim.url, "--find", "knee", "--duration", "1500ms", "--max-in-flight", "4"),
+        *("--input-tokens", "10", "--output-tokens", "5", "--output", str(out)),
+    )
+    find = json.loads((out / "summary.json").read_text())["find"]
+    assert done.returncode == 1 and find["knee"] is None
+    assert [probe["load"] for probe in find["probes"] if not probe["again"]][:2] == [1, 2]
+    assert "NOT FOUND" in done.stdout
+
+
+FIND = ["--find", "capacity", "--slo", "ttft=1s"]
+BAD_FIND: dict[str, tuple[list[str], str]] = {
+    "no objectives": (["--find", "capacity"], "needs to know what is to be kept: --slo ttft"),
+    "rounds": ([*FIND, "--rounds", "2"], "--rounds and --find exclude each other"),
+    "precision": ([*FIND, "--precision", "5%"], "--precision and --find exclude each other"),
+    "requests": ([*FIND, "--requests", "5"], "--requests and --find exclude each other"),
+    "replay": ([*FIND, "--arrival", "replay"], "--arrival replay and --find exclude each other"),
+    "mig": ([*FIND, "--mig", "all"], "--mig and --find exclude each other"),
+    "interleave": ([*FIND, "--interleave"], "--interleave and --find exclude each other"),
+    "both": ([*FIND, "--rate", "1", "--concurrency", "1"], "raises one of the two"),
+    "several": ([*FIND, "--rate", "1,2"], "starts from a single load"),
+    "knee over rate": (["--find", "knee", "--rate", "1"], "--rate does not go with --find knee"),
+    "attainment alone": (["--concurrency", "1", "--attainment", "9%"], "--attainment goes with --find"),
+    "attainment of all": ([*FIND, "--attainment", "100%"], "between 0 and 100%"),
+}
+
+
+@pytest.mark.parametrize(("words", "text"), BAD_FIND.values(), ids=BAD_FIND)
+def test_what_does_not_go_with_a_search_is_refused(words: list[str], text: str, tmp_path: Path) -> None:
+    done = run("sweep", *words, "--output", str(tmp_path / "run"))
+    assert done.returncode == 2 and text in done.stderr
+    assert not (tmp_path / "run").exists()

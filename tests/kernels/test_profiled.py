@@ -45,6 +45,28 @@ def test_what_each_mode_records(tmp_path, monkeypatch, mode, inputs, ran):
     assert notes == [] and [record.calls for record in records if record.kind == "call"] == [CALLS]
 
 
+def test_toggle_switches_both_sides_together_and_never_off_at_the_end(tmp_path, monkeypatch):
+    """With CUDA alone switched, kernels are attributed wrongly; switched off before the end, they are lost."""
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(profile_target, "_activities", lambda torch: [torch.profiler.ProfilerActivity.CPU])
+    done = []
+    switch = torch.profiler.profile.toggle_collection_dynamic
+
+    def noted(self, enable, activities):
+        done.append((enable, list(activities)))
+        switch(self, enable, activities)
+
+    monkeypatch.setattr(torch.profiler.profile, "toggle_collection_dynamic", noted)
+
+    def made():
+        done.append("inputs")
+        return {"x": torch.zeros(8)}
+
+    profile_target.toggle(torch, made, lambda x: done.append("call"), 2, tmp_path / "trace.json")
+    both = profile_target._activities(torch)
+    assert done == [(False, both), "inputs", (True, both), "call", "call"]
+
+
 @pytest.mark.skipif(GPU, reason="this host has a GPU")
 def test_without_a_gpu_it_says_so_in_a_line(tmp_path, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)

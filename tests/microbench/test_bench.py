@@ -14,6 +14,7 @@ from loadgen.microbench import bench
 from loadgen.microbench.bench import BenchSpec, run_bench, run_checks
 from loadgen.microbench.records import KernelRecord, is_kernel_folder, read_kernel_manifest
 from loadgen.records import read_lines
+from loadgen.report.kernels import render
 
 FAKE = Path(__file__).parents[1] / "fakes" / "kernel_worker.py"
 KERNEL = '''"""Adds nothing."""
@@ -66,6 +67,25 @@ def test_a_case_that_breaks_the_process_costs_no_other(
     assert broken[0].message is not None and "illegal memory access" in broken[0].message
     assert "signal 9" in broken[0].message
     assert result.exit_code == 1
+
+
+def test_a_case_that_does_not_fit_costs_no_other(kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_WORKER", "short-0")
+    said: list[str] = []
+    result = run_bench(spec(kernel), said.append)
+    assert [(r.params["tokens"], r.status) for r in result.records if r.own] == [(1, "out_of_memory"), (2, "ok")]
+    assert result.exit_code == 0
+    words = "48.43 GiB more wanted, 42.11 GiB free, for inputs or reference"
+    assert result.records[0].message == words and result.records[0].time_s is None
+    assert any("triton OUT OF MEMORY" in line and words in line for line in said)
+    table = render(result.manifest, result.records)
+    assert f"out of memory: {words}" in " ".join(table.split())
+    assert all(len(line) <= 80 for line in table.splitlines())
+
+
+def test_a_benchmark_without_a_single_time_fails(kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_WORKER", "short-0 short-1")
+    assert run_bench(spec(kernel), lambda _: None).exit_code == 1
 
 
 def test_a_file_that_breaks_every_process_is_given_up(kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made import figures_of, request
 
+from loadgen.find import Find
 from loadgen.records import Manifest
 from loadgen.report.answer import answer, render
 from loadgen.slo import PercentileFigures, SloFigures
@@ -69,7 +70,7 @@ def both(share: float | None, ci95: Interval | None, ttft: float = 1.0, tpot: fl
     slos = ["ttft=500ms", "tpot=50ms"]
     return SloFigures(
         slos=slos, offered=1000, good=0, undefined={}, attainment=share, attainment_ci95=ci95,
-        within=dict(zip(slos, (ttft, tpot), strict=True)),
+        missed=dict(zip(slos, (1 - ttft, 1 - tpot), strict=True)),
     )  # fmt: skip
 
 
@@ -206,6 +207,32 @@ def test_without_objectives(levels: list[LevelSummary], text: str) -> None:
     assert said(*levels) == text
 
 
+def found(**fields: Any) -> str:
+    """The answer of a search, one of whose levels is not valid."""
+    made = {"kind": "capacity", "over": "rate", "slo": "ttft=500ms,tpot=50ms", "attainment": 0.99, "ended": "done"}
+    find = Find(**{**made, "probes": [], **fields})
+    return answer(Summary(simulated=False, levels=[level(8), level(64, status="ERRORS")], find=find), manifest())
+
+
+def test_a_search_answers_with_what_it_found() -> None:
+    sure = {"capacity_rps": (12.0, 14.0), "confirmed": True, "confirming": [5, 6, 7, 8, 9]}
+    assert found(**sure, binds="ttft=500ms: missed by 40.0% of requests at 14 requests/s") == (
+        "12 requests/s keeps TTFT < 500 ms and TPOT < 50 ms for 99% of requests, confirmed by 5 open-loop runs; 14 "
+        "requests/s is shown to be too much. What binds: ttft=500ms: missed by 40.0% of requests at 14 requests/s."
+    )
+    assert found(**{**sure, "capacity_rps": (12.0, None)}).endswith("by 5 open-loop runs.")
+    assert found(capacity_rps=(12.0, 14.0)) == (
+        "No rate is confirmed to keep TTFT < 500 ms and TPOT < 50 ms for 99% of requests."
+    )
+    assert found(ended="the highest load was reached").endswith("of requests: the highest load was reached.")
+    assert found(kind="knee", ended="it was interrupted") == "NOT FOUND: it was interrupted."
+
+
+def test_requests_that_fail_are_said_to_break_it() -> None:
+    failing = msgspec.structs.replace(BAD, failed=500)
+    assert said(level(8, slo=GOOD), level(64, slo=failing)).endswith("at 64 requests fail (50% of them).")
+
+
 def test_the_share_that_the_sweep_was_told_decides() -> None:
     assert said(level(8, slo=OPEN), attainment=0.95).startswith("8 in flight meets")
     assert said(level(8, slo=GOOD), attainment=0.999).startswith("No load is shown")
@@ -216,7 +243,7 @@ def test_simulated_comes_first() -> None:
 
 
 def test_a_summary_from_before_the_shares_of_each_objective() -> None:
-    old = msgspec.structs.replace(BAD, within={})
+    old = msgspec.structs.replace(BAD, missed={})
     assert said(level(8, slo=GOOD), level(64, slo=old)).endswith("at 64 it breaks (60% within).")
 
 

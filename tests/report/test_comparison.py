@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from loadgen.compare.blocks import FAMILIES, THROUGHPUT
+from loadgen.compare.capacity import Capacities, CapacityRow, Carried
 from loadgen.compare.differences import (
     LAUNCH_SD,
     Comparison,
@@ -62,6 +63,51 @@ def effects(slower: float, *, latencies: bool = True) -> list[Effect]:
     return made
 
 
+def carried(low: float, high: float | None, gpus: int = 1) -> Carried:
+    def each(factor: float) -> tuple[float, float | None]:
+        return low * factor, None if high is None else high * factor
+
+    return Carried(
+        capacity_rps=each(1),
+        output_tps=each(128),
+        capacity_rps_per_gpu=each(1 / gpus),
+        output_tps_per_gpu=each(128 / gpus),
+    )
+
+
+CAPACITIES = Capacities(
+    slos=["ttft=500ms", "tpot=50ms"],
+    attainment=0.99,
+    gpus_a=1,
+    gpus_b=2,
+    rows=[
+        CapacityRow(
+            slos=["ttft=500ms", "tpot=50ms"],
+            a=carried(40, 50),
+            b=carried(60, 80, gpus=2),
+            ratio=(1.2, 2.0),
+            word="B carries more",
+            ratio_per_gpu=(0.6, 1.0),
+        ),
+        CapacityRow(
+            slos=["ttft=500ms", "tpot=100ms"],
+            tokens_per_s=10,
+            a=carried(40, 50),
+            b=carried(45, None, gpus=2),
+            ratio=(0.9, None),
+            ratio_per_gpu=(0.45, None),
+            advice="no load broke the SLO: sweep B at more than 45 requests/s",
+        ),
+        CapacityRow(
+            slos=["ttft=500ms", "tpot=50ms"],
+            tokens_per_s=20,
+            a=Carried(refused="already the lowest load breaks the SLO: 20 requests/s; sweep lower ones"),
+            b=carried(60, 80, gpus=2),
+        ),
+    ],
+)
+
+
 def made(**fields: Any) -> Comparison:
     levels = [
         LevelComparison(
@@ -98,6 +144,7 @@ def made(**fields: Any) -> Comparison:
             SpeedComparison(speed_tps=50, a_tps=2100, b_tps=1900, ratio=0.9048, ratio_ci95=(0.88, 0.93)),
             SpeedComparison(speed_tps=100, a_tps=800, b_tps=800, ratio=1.0, ratio_ci95=None),
         ],
+        "capacities": CAPACITIES,
     }
     return Comparison(**{**given, **fields})
 
@@ -128,6 +175,7 @@ def test_text_is_the_golden_one() -> None:
     [
         made(),
         made(comparable=False, findings=[SPOILT, CAVEAT], levels=[], overall=[], speeds=[]),
+        made(capacities=Capacities(slos=["ttft:p99=500ms"], attainment=0.99, refused="no verdicts " * 20)),
         made(comparable=False, forced=True, findings=[SPOILT] * 2, launch_sd=LAUNCH_SD, simulated=True),
         made(findings=[Finding(weight="limits", name="GPU", a="x" * 70, b="y" * 70, text="z " * 60)]),
     ],
@@ -219,7 +267,7 @@ def test_markdown_tables_have_as_many_cells_in_each_row() -> None:
     text = markdown(made(a="a|b"), RULINGS)
     assert "a\\|b" in text
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
-    assert len(tables) == 4
+    assert len(tables) == 5
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1
 

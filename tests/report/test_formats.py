@@ -32,14 +32,15 @@ FEW, SPOILT = summary(), level(0, 1, 20, failed=5, message="?")
 
 
 def entry(name: str = "run", model: str = "sim-qwen1.5-4b", **fields: Any) -> Entry:
-    return Entry(name=name, manifest=manifest(model=model), summary=msgspec.structs.replace(FEW, **fields))
+    changed = msgspec.structs.replace(FEW, **fields)
+    return Entry(name=name, folder=Path(name), manifest=manifest(model=model), summary=changed)
 
 
 def with_slo() -> Entry:
     met = PercentileFigures(slo="ttft:p90=30ms", requests=800, share=1.0, ci95=(0.995, 1.0), decision="met")
     slo = SloFigures(
         slos=["ttft=26ms", "ttft:p90=30ms"], offered=800, good=720, undefined={}, goodput_rps=104.3,
-        goodput_ci95_rps=(100.1, 108.2), attainment=0.9, attainment_ci95=(0.878, 0.918), within={"ttft=26ms": 0.9},
+        goodput_ci95_rps=(100.1, 108.2), attainment=0.9, attainment_ci95=(0.878, 0.918), missed={"ttft=26ms": 0.1},
         percentiles=[met],
     )  # fmt: skip
     return entry("slo", levels=[msgspec.structs.replace(one, slo=slo) for one in FEW.levels])
@@ -54,7 +55,7 @@ def of_a_server(text: str) -> Entry:
     about.engine |= {"kind": text, "version": text, "url": text, "shell": text}
     about.dataset["path"] = about.host["name"] = text
     about.command = ["loadgen", "sweep", "--model", text]
-    return Entry(name=text, manifest=about, summary=made)
+    return Entry(name=text, folder=Path("x"), manifest=about, summary=made)
 
 
 @pytest.mark.parametrize(
@@ -297,4 +298,4 @@ def test_a_manifest_with_hardly_anything_in_it() -> None:
         client={},
     )  # fmt: skip
     for form in ("markdown", "csv", "json", "openmetrics"):
-        assert texts.render(form, [Entry(name="x", manifest=bare, summary=summary())], alone=True)
+        assert texts.render(form, [Entry(name="x", folder=Path("x"), manifest=bare, summary=summary())], alone=True)

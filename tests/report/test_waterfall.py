@@ -11,10 +11,11 @@ from made_kernels import MIB, PEAKS, attempt, manifest, samples
 
 from loadgen.microbench.cases import Step
 from loadgen.microbench.records import KernelRecord, Use, records_of
-from loadgen.microbench.steps import decode_step, prefill_step
+from loadgen.microbench.steps import decode_step, no_sum, prefill_step
 from loadgen.records import encode_line, read_manifest, write_json
 from loadgen.report import html
 from loadgen.report.kernels import render as render_kernels
+from loadgen.report.page_data import read_page
 from loadgen.report.waterfall import ATTENTION, PROJECTIONS, STEP_KERNELS, read_beside, render, waterfalls
 from loadgen.summary import LevelSummary, Summary, summarize_run
 
@@ -62,7 +63,7 @@ def test_gaps_add_up_to_what_was_served(level: LevelSummary) -> None:
     assert tpot.roof_s == pytest.approx((10 * 40 + 1) * 41 * MIB / 4200e9)
     names = [gap.name for gap in tpot.gaps]
     assert names == ["below the data sheet", "starting kernels", "kernels above their roof", "time for other prompts",
-                     "the engine"]  # fmt: skip
+                     "the engine", "outside the engine"]  # fmt: skip
     # 1 us to start each kernel, of the 1.76 us that each is above its roof.
     assert tpot.gaps[1].seconds == pytest.approx((10 * 40 + 1) * 1e-6)
 
@@ -74,18 +75,80 @@ def test_time_for_other_prompts_is_the_share_that_prefill_takes(level: LevelSumm
     assert tpot.gaps[3].seconds == pytest.approx(share * tpot.served_s)
 
 
-def test_ttft_takes_queue_and_http_from_the_engine(level: LevelSummary) -> None:
-    _, ttft = waterfalls(Summary(simulated=False, levels=[level]), manifest(), records(all_cases(level, 12)))
-    by_name = {gap.name: gap.seconds for gap in ttft.gaps}
-    assert level.server is not None and ttft.served_s is not None
-    assert by_name["queue"] == level.server["queue_s"]
-    assert by_name["HTTP server"] == pytest.approx(ttft.served_s - level.server["ttft_s"])
+def gaps(level: LevelSummary, us: float = 12, **server: float | None) -> tuple[dict[str, float], dict[str, float]]:
+    """The named gaps of TPOT and of TTFT outside the kernels; ``server`` replaces what the engine said, None takes it
+    away."""
+    told = {**(level.server or {}), **server}
+    changed = msgspec.structs.replace(level, server={name: value for name, value in told.items() if value is not None})
+    falls = waterfalls(Summary(simulated=False, levels=[changed]), manifest(), records(all_cases(level, us)))
+    for fall in falls:
+        assert fall.served_s is not None
+        assert fall.kernels_s + sum(gap.seconds for gap in fall.gaps[3:]) == pytest.approx(fall.served_s)
+    tpot, ttft = ({gap.name: gap.seconds for gap in fall.gaps[3:]} for fall in falls)
+    return tpot, ttft
+
+
+def test_ttft_is_split_by_the_engines_own_clock(level: LevelSummary) -> None:
+    _, ttft = gaps(level)
+    server, served = level.server, level.ttft_s.mean
+    assert server is not None and served is not None
+    assert list(ttft) == ["prefill above kernels", "queue", "to the core and back", "outside the engine"]
+    assert ttft["prefill above kernels"] == pytest.approx(server["prefill_s"] - (10 * 40 + 1) * 12e-6)
+    assert ttft["queue"] == server["queue_s"]
+    assert ttft["to the core and back"] == pytest.approx(server["ttft_s"] - server["queue_s"] - server["prefill_s"])
+    assert ttft["outside the engine"] == pytest.approx(served - server["ttft_s"])
+
+
+# Nothing is made up: what the server does not say stays in the one gap.
+@pytest.mark.parametrize(
+    ("silent", "names"),
+    [
+        (["ttft_s", "queue_s", "prefill_s"], ["the engine"]),
+        (["prefill_s"], ["queue", "the engine", "outside the engine"]),
+        (["ttft_s", "prefill_s"], ["queue", "the engine"]),
+        (["ttft_s"], ["prefill above kernels", "queue", "the engine"]),
+        (["queue_s"], ["prefill above kernels", "the engine", "outside the engine"]),
+        (["queue_s", "ttft_s"], ["prefill above kernels", "the engine"]),
+    ],
+)
+def test_what_the_server_does_not_say_has_no_name(level: LevelSummary, silent: list[str], names: list[str]) -> None:
+    assert list(gaps(level, **dict.fromkeys(silent))[1]) == names
+
+
+def test_a_level_without_the_servers_metrics_has_one_gap(level: LevelSummary) -> None:
+    blind = msgspec.structs.replace(level, server=None)
+    falls = waterfalls(Summary(simulated=False, levels=[blind]), manifest(), records(all_cases(blind, 12)))
+    assert [gap.name for gap in falls[0].gaps[3:]] == ["time for other prompts", "the engine"]
+    assert [gap.name for gap in falls[1].gaps[3:]] == ["the engine"]
+
+
+def test_tpot_takes_what_is_outside_from_the_engines_clock(level: LevelSummary) -> None:
+    served = level.tpot_s.mean
+    assert served is not None
+    told, _ = gaps(level, tpot_s=served - 1e-4)
+    untold, _ = gaps(level, tpot_s=None)
+    assert told["outside the engine"] == pytest.approx(1e-4)
+    assert "outside the engine" not in untold
+    assert untold["the engine"] == pytest.approx(told["the engine"] + 1e-4)
+
+
+def test_an_engine_that_says_more_than_was_served_is_not_called_a_cost(level: LevelSummary) -> None:
+    served = level.tpot_s.mean
+    assert served is not None and level.server is not None
+    slow = msgspec.structs.replace(level, server={**level.server, "tpot_s": served + 1e-5})
+    tpot, _ = waterfalls(Summary(simulated=False, levels=[slow]), manifest(), records(all_cases(level, 12)))
+    assert tpot.gaps[-1].seconds == pytest.approx(-1e-5)
+    assert tpot.gaps[-1].why.startswith("none: ")
+
+
+def test_prefill_below_the_sum_of_its_kernels_is_shown_as_negative(level: LevelSummary) -> None:
+    assert gaps(level, prefill_s=1e-3)[1]["prefill above kernels"] < 0
 
 
 def test_an_engine_below_the_sum_of_its_kernels_is_shown_as_negative(level: LevelSummary) -> None:
     tpot, _ = waterfalls(Summary(simulated=False, levels=[level]), manifest(), records(all_cases(level, 15)))
-    assert tpot.gaps[-1].name == "the engine" and tpot.gaps[-1].seconds < 0
-    assert "fuses or overlaps" in tpot.gaps[-1].why
+    engine = next(gap for gap in tpot.gaps if gap.name == "the engine")
+    assert engine.seconds < 0 and "fuses or overlaps" in engine.why
 
 
 def test_without_one_of_its_kernels_there_is_no_sum(level: LevelSummary) -> None:
@@ -93,6 +156,39 @@ def test_without_one_of_its_kernels_there_is_no_sum(level: LevelSummary) -> None
     found = waterfalls(Summary(simulated=False, levels=[level]), manifest(), records(cases))
     assert all(fall.missing == ["matmul_bf16 down"] and not fall.parts for fall in found)
     assert "no sum" in render(found) and "matmul_bf16 down" in render(found)
+
+
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [
+        ({"argv": ["vllm", "serve", "m", "--tensor-parallel-size", "2"]}, "spread over several GPUs"),
+        ({"argv": ["trtllm-serve", "m", "--tp_size=4"]}, "spread over several GPUs"),
+        ({"quantization": "fp8"}, "is quantized (fp8)"),
+    ],
+)
+def test_models_that_one_gpus_kernels_do_not_add_up_to(
+    level: LevelSummary, tmp_path: Path, engine: dict[str, Any], words: str
+) -> None:
+    write_json(tmp_path / "manifest.json", manifest())
+    (tmp_path / "samples.jsonl").write_bytes(b"".join(encode_line(c) for c in all_cases(level, 12)))
+    run = read_manifest(RUN)
+    run = msgspec.structs.replace(run, engine={**run.engine, **engine})
+    summary = Summary(simulated=False, levels=[level])
+    beside = read_beside(tmp_path, run, summary)
+    assert beside is not None and beside.records
+    assert all(not fall.parts and not fall.gaps for fall in beside.waterfalls)
+    text = render(beside.waterfalls)
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert " ".join(text.split()).count(f"no sum: the model {words if 'is' in words else 'was ' + words}") == 2
+    page = html.render([read_page(RUN, run, summary, beside)])
+    assert page.count(f": no sum: the model {words if 'is' in words else 'was ' + words}") == 2
+
+
+def test_one_gpu_named_as_such_is_one_gpu(level: LevelSummary) -> None:
+    run = read_manifest(RUN)
+    one = msgspec.structs.replace(run, engine={**run.engine, "argv": ["vllm", "serve", "--tensor-parallel-size", "1"]})
+    assert no_sum(run) is None and no_sum(one) is None
+    assert no_sum(msgspec.structs.replace(run, simulated=True)) == "it is SIMULATED: no kernel ran there"
 
 
 def test_kernels_at_other_sizes_do_not_count(level: LevelSummary) -> None:
@@ -125,20 +221,20 @@ def test_text_and_page_show_it(level: LevelSummary, tmp_path: Path) -> None:
     write_json(tmp_path / "manifest.json", manifest())
     (tmp_path / "samples.jsonl").write_bytes(b"".join(encode_line(c) for c in all_cases(level, 12)))
     summary = Summary(simulated=False, levels=[level])
-    beside = read_beside(tmp_path, summary)
+    beside = read_beside(tmp_path, read_manifest(RUN), summary)
     assert beside is not None
     text = render(beside.waterfalls)
     assert all(len(line) <= 80 for line in text.splitlines())
-    for word in ("data sheet roof", "measured roof", "sum of kernels", "served TPOT", "served TTFT", "the engine"):
+    for word in ("data sheet roof", "measured roof", "sum of kernels", "served TPOT", "served TTFT", "the engine",
+                 "to the core and back"):  # fmt: skip
         assert word in text
     table = render_kernels(beside.manifest, beside.records)
     assert all(len(line) <= 80 for line in table.splitlines())
-    page = html.render(read_manifest(RUN), summary, beside)
+    page = html.render([read_page(RUN, read_manifest(RUN), summary, beside)])
     assert "Kernels beside TTFT and TPOT" in page and "time for other prompts" in page
-    assert "<script" not in page
 
 
 def test_a_run_without_kernels_has_none(level: LevelSummary, tmp_path: Path) -> None:
-    assert read_beside(tmp_path, Summary(simulated=False, levels=[level])) is None
+    assert read_beside(tmp_path, read_manifest(RUN), Summary(simulated=False, levels=[level])) is None
     write_json(tmp_path / "manifest.json", manifest(peaks=None))  # ended before anything was measured
-    assert read_beside(tmp_path, Summary(simulated=False, levels=[level])) is None
+    assert read_beside(tmp_path, read_manifest(RUN), Summary(simulated=False, levels=[level])) is None
