@@ -16,6 +16,7 @@ import click
 from loadgen import __version__
 from loadgen.cli_engines import engine_options, engine_specs, engines, sim_options
 from loadgen.cli_kernels import kernels, measure_beside, report_kernels
+from loadgen.cli_runs import RUN, runs
 from loadgen.errors import LoadgenError, UsageError
 
 EPILOG = "Exit codes: 0 valid, 1 ran but a verdict failed, 2 usage or bad input, 3 an engine failed."
@@ -33,6 +34,7 @@ def cli() -> None:
     loadgen sweep --concurrency 1,8,64                 the embedded engine: a first look
     loadgen sweep --concurrency 1,8,64 --url http://127.0.0.1:8000
     loadgen sweep --concurrency 1,8,64 --engine vllm --engine trtllm --model M
+    loadgen runs                                       what was measured here
     loadgen report RUN                                 the table and page of a run, again
     loadgen compare A B                                what is faster, and how surely
     loadgen plan RUN --slo ttft=500ms --peak-rate 40   replicas, GPUs and cost
@@ -494,100 +496,149 @@ def _command() -> list[str]:
     return words
 
 
-def _publish(folder: Path, runs: list[tuple[Path, Any]], as_json: bool, kernels: Path | None = None) -> None:
-    """Writes each run's report.html and prints the results, several side by side.
+def _publish(folder: Path, runs: list[tuple[Path, Any]], as_json: bool) -> None:
+    """Writes each run's report.html and prints the results of a sweep, several runs side by side."""
+    from loadgen.report import texts
+    from loadgen.summary import is_together
+
+    entries = _entries(runs)
+    pages = _write_pages(entries)
+    alone = runs[0][0] == folder
+    text = texts.render("json" if as_json else "terminal", entries, alone=alone, together=is_together(folder))
+    click.echo(text, nl=False)
+    if not as_json:
+        _name_pages(pages)
+
+
+def _entries(runs: list[tuple[Path, Any]], kernels: Path | None = None) -> list[Any]:
+    """The runs as reports take them.
 
     Kernels that were measured for a run stand in its folder ``kernels``, or in the one given.
     """
-    import msgspec
-
     from loadgen.offline import REPORT_FILE, read_offline_report
     from loadgen.records import read_manifest
-    from loadgen.report import html, terminal
-    from loadgen.report.kernels import render as render_kernels
-    from loadgen.report.page_data import read_page
+    from loadgen.report.entry import Entry, names_of
     from loadgen.report.waterfall import read_beside
-    from loadgen.report.waterfall import render as render_waterfalls
 
-    pages, manifests, beside = [], [], []
-    for run, summary in runs:
-        manifest = read_manifest(run)
-        manifests.append(manifest)
-        page = run / "report.html"
-        pages.append(page)
-        beside.append(read_beside(kernels or run / "kernels", manifest, summary))
+    return [
+        Entry(
+            name=name,
+            folder=run,
+            manifest=manifest,
+            summary=summary,
+            beside=read_beside(kernels or run / "kernels", manifest, summary),
+            offline=read_offline_report(run / REPORT_FILE) if (run / REPORT_FILE).exists() else None,
+        )
+        for name, (run, summary) in zip(names_of([run for run, _ in runs]), runs, strict=True)
+        for manifest in [read_manifest(run)]
+    ]
+
+
+def _write_pages(entries: list[Any], output: Path | None = None) -> list[Path]:
+    """Writes report.html into each run's folder, or one page of all of them to ``output``; gives the pages."""
+    from loadgen.report import html
+    from loadgen.report.page_data import read_page
+
+    def read(entry: Any) -> Any:
+        return read_page(entry.folder, entry.manifest, entry.summary, entry.beside)._replace(name=entry.name)
+
+    if output is not None:
+        _write(output, html.render([read(entry) for entry in entries]))
+        return [output]
+    pages = [entry.folder / "report.html" for entry in entries]
+    for page, entry in zip(pages, entries, strict=True):
         try:
-            page.write_text(html.render([read_page(run, manifest, summary, beside[-1])]))
+            page.write_text(html.render([read(entry)]))
         except OSError as error:
             click.echo(f"loadgen: {page}: cannot be written: {error.strerror}", err=True)
-    if as_json:
-        several = {run.name: summary for run, summary in runs}
-        value = runs[0][1] if runs[0][0] == folder else several
-        click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
-        return
-    for manifest, (run, summary), found in zip(manifests, runs, beside, strict=True):
-        click.echo(terminal.render(manifest, summary))
-        if found is not None:
-            click.echo(render_kernels(found.manifest, found.records))
-            click.echo(render_waterfalls(found.waterfalls))
-        if (run / REPORT_FILE).exists():
-            click.echo(terminal.offline(read_offline_report(run / REPORT_FILE), summary))
-    if len(runs) > 1:
-        from loadgen.summary import is_together
+    return pages
 
-        named = [(run.name, summary) for run, summary in runs]
-        click.echo(terminal.side_by_side(named, together=is_together(folder)))
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_bytes(text.encode())
+    except OSError as error:
+        raise LoadgenError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def _name_pages(pages: list[Path]) -> None:
+    click.echo()
     for page in pages:
         click.echo(f"Report: {page}")
 
 
 @cli.command(epilog=EPILOG)
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("kernels", type=click.Path(path_type=Path), required=False)
+@click.argument("runs", nargs=-1, required=True, type=RUN, metavar="RUN...")
+@click.option("--format", "form", type=click.Choice(["terminal", "html", "markdown", "csv", "json", "openmetrics"]),
+              help="[default: terminal, and the page in report.html]")  # fmt: skip
+@click.option("--output", type=click.Path(path_type=Path), metavar="FILE",
+              help="Where to write.  [default: standard output; of html, RUN/report.html]")  # fmt: skip
 @click.option("--offline", type=click.Path(path_type=Path), metavar="FILE",
               help="A --report_json of trtllm-bench throughput, kept in the run and shown beside it.")  # fmt: skip
 @click.option("--slo", metavar="ttft=500ms,tpot=50ms", help="Objectives in place of the sweep's own.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON instead of the table.")
-def report(run: Path, kernels: Path | None, offline: Path | None, slo: str | None, as_json: bool) -> int:
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+def report(
+    runs: tuple[Path, ...], form: str | None, output: Path | None, offline: Path | None, slo: str | None, as_json: bool
+) -> int:
     """Make a run's table and page again from its records, finished or not.
 
-    RUN is a run folder, or the folder of a sweep over several engines. KERNELS is a folder of
-    `loadgen kernels bench --from RUN`: its figures are put beside TTFT and TPOT. Alone, such a
-    folder gives its table.
+    RUN is a run folder, the folder of a sweep over several engines, the beginning of a name that
+    `loadgen runs` lists, or @last; several are shown side by side. A folder of `loadgen kernels bench
+    --from RUN` among them is put beside TTFT and TPOT; alone, it gives its table.
     """
     from loadgen.microbench.records import is_kernel_folder
     from loadgen.offline import REPORT_FILE, read_offline_report
     from loadgen.records import write_json
+    from loadgen.report import texts
     from loadgen.slo import parse_slos
-    from loadgen.summary import run_folders, summarize_run
+    from loadgen.summary import is_together, run_folders, summarize_run
 
+    if as_json and form not in (None, "json"):
+        raise UsageError(f"--json and --format {form} exclude each other")
+    form = "json" if as_json else form or "terminal"
     slos = None if slo is None else parse_slos(slo)
-    if kernels is None and is_kernel_folder(run):
-        return report_kernels(run, as_json)
-    if kernels is not None and not is_kernel_folder(kernels):
-        raise UsageError(f"{kernels}: is no folder of loadgen kernels bench")
-    runs = []
-    folders = run_folders(run)
+    kernels = [run for run in runs if is_kernel_folder(run)]
+    served = [run for run in runs if run not in kernels]
+    if not served:
+        if form not in ("terminal", "json") or output is not None:
+            raise UsageError("kernels alone are shown as a table or with --format json, on standard output")
+        return max(report_kernels(folder, form == "json") for folder in kernels)
+    if len(kernels) > 1:
+        raise UsageError(f"one folder of kernels goes beside runs; these are {', '.join(map(str, kernels))}")
+    folders = [folder for run in served for folder in run_folders(run)]
     if offline is not None:
         read_offline_report(offline)  # only a report that can be read is kept
         if len(folders) > 1:
             raise UsageError(f"--offline belongs to one run; name one of {', '.join(map(str, folders))}")
         (folders[0] / REPORT_FILE).write_bytes(offline.read_bytes())
+    found = []
     for folder in folders:
         _, summary = summarize_run(folder, slos)
-        runs.append((folder, summary))
+        found.append((folder, summary))
         path = folder / "summary.json"
         if not path.exists():  # a run that was killed
             try:
                 write_json(path, summary)
             except OSError as error:
                 click.echo(f"loadgen: {path}: cannot be written: {error.strerror}", err=True)
-    _publish(run, runs, as_json, kernels)
-    return 0 if all(summary.valid for _, summary in runs) else 1
+    entries = _entries(found, kernels[0] if kernels else None)
+    pages = []
+    if form in ("terminal", "html"):
+        pages = _write_pages(entries, output if form == "html" else None)
+    if form != "html":
+        together = len(served) == 1 and is_together(served[0])
+        text = texts.render(form, entries, alone=folders == served and len(served) == 1, together=together)
+        if output is None:
+            click.echo(text, nl=False)
+        else:
+            _write(output, text)
+    if form == "html" or (form == "terminal" and output is None):
+        _name_pages(pages)
+    return 0 if all(summary.valid for _, summary in found) else 1
 
 
 @cli.command(epilog=EPILOG)
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="A B")
+@click.argument("runs", nargs=-1, required=True, type=RUN, metavar="A B")
 @click.option("--force", is_flag=True, help="Show figures, marked, even where the runs cannot be compared.")
 @click.option("--fail-on", "conditions", multiple=True, metavar="'tpot_p50>+3%'",
               help="Exit with 1 when B is surely beyond this; repeatable. Decided on the interval.")  # fmt: skip
@@ -638,7 +689,7 @@ def compare(
 
 
 @cli.command(epilog=EPILOG)
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@click.argument("runs", nargs=-1, required=True, type=RUN, metavar="RUN...")
 @click.option("--slo", metavar="ttft=500ms,tpot=50ms",
               help="Objectives in place of the sweep's own.")  # fmt: skip
 @click.option("--attainment", metavar="99%", default="99%", show_default=True,
@@ -753,6 +804,7 @@ def calibrate(concurrency: str, duration: str, workers: int | None, as_json: boo
 
 cli.add_command(engines)
 cli.add_command(kernels)
+cli.add_command(runs)
 
 
 @cli.group("dataset")

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from loadgen.cli_runs import RUN
 from loadgen.errors import UsageError
 
 
@@ -67,7 +68,7 @@ def list_kernels(files: tuple[str, ...], as_json: bool) -> int:
 @kernels.command("bench")
 @click.argument("files", nargs=-1, metavar="[FILE|FOLDER|NAME]...")
 @click.option("--model", metavar="M", help="A shape's name such as qwen1.5-4b, or a folder with config.json.")
-@click.option("--from", "run", type=click.Path(path_type=Path), metavar="RUN",
+@click.option("--from", "run", type=RUN, metavar="RUN",
               help="A run folder: its model, and the batches and contexts that it really served.")  # fmt: skip
 @click.option(
     "--concurrency", default="1,8,64", show_default=True, metavar="1,8,64", help="Sequences in a decode step."

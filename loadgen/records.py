@@ -103,7 +103,7 @@ class ClientSample(msgspec.Struct, kw_only=True):
     ``lateness_ns`` holds, for each probe that came in since the last sample, the time from the
     probe's write by the parent to its stamp by the worker's loop: what a token event of that
     moment would have been late by. ``cpu_ns`` is the worker's CPU time so far, ``output_tokens``
-    counts those of requests in flight too.
+    counts those of requests in flight too. TTFT and TPOT are summed over the requests that have ended.
     """
 
     t_ns: int
@@ -117,6 +117,8 @@ class ClientSample(msgspec.Struct, kw_only=True):
     output_tokens: int
     ttft_sum_ns: int
     ttft_count: int
+    tpot_sum_ns: int = 0
+    tpot_count: int = 0
     cpu_ns: int
     max_rss_bytes: int
     lateness_ns: list[int]
@@ -317,7 +319,8 @@ def read_manifest(run: Path) -> Manifest:
     """
     path = run / "manifest.json"
     if not run.is_dir():
-        raise RunFolderError(f"{run}: no such run folder")
+        what = f"is a file; name the folder of the run, such as {run.parent}" if run.exists() else "no such run folder"
+        raise RunFolderError(f"{run}: {what}")
     try:
         raw = path.read_bytes()
     except OSError as error:

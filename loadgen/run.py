@@ -153,7 +153,7 @@ class Run:
                 run=self.folder,
                 interrupts=self._interrupts,
                 cores=cores,
-                on_sample=self._listener.sampled,
+                on_sample=lambda sample: self._listener.sampled(sample, self.folder),
             )
         except OSError as error:
             raise RunFolderError(f"{self.folder}: cannot be written: {error.strerror}; nothing was measured") from None
@@ -238,7 +238,7 @@ class Run:
         if engine and engine.command.resets_prefix_cache and not await control.reset_prefix_cache(engine.url):
             self.note("the prefix cache could not be emptied between levels; see cached_input in summary.json")
         await watcher.start(level.index)
-        self._listener.level_started(level)
+        self._listener.level_started(level, self.folder)
         samples: list[ClientSample] = []
         look = None if level.precision is None else self._looker(level)
         first = level.index * self._workload.stride
@@ -271,7 +271,7 @@ class Run:
         self.summary.levels.append(result)
         assert self._manifest is not None
         complete(self.summary, self._manifest.load.get("find"))
-        self._listener.level_ended(result)
+        self._listener.level_ended(result, self.folder)
         self._disk_error = runner.disk_error or watcher.disk_error
         self._look_for_death()
         self.save()

@@ -239,6 +239,8 @@ class Level:
         self.output_tokens = 0
         self.ttft_sum_ns = 0
         self.ttft_count = 0
+        self.tpot_sum_ns = 0
+        self.tpot_count = 0
         while self._wants_more():
             self._keep_ready(make_prompt(worker.source, self._first_index + self._seq()))
         self._wire.spare_time = self._make_ahead
@@ -358,6 +360,10 @@ class Level:
             if exchange.first_token_ns is not None and since_ns is not None:
                 self.ttft_sum_ns += exchange.first_token_ns - since_ns
                 self.ttft_count += 1
+                rest = (exchange.output_tokens or 0) - sum(record.event_tokens[:1])
+                if record.last_token_ns is not None and record.last_token_ns > exchange.first_token_ns and rest > 0:
+                    self.tpot_sum_ns += (record.last_token_ns - exchange.first_token_ns) // rest
+                    self.tpot_count += 1
         else:
             self.failed += 1
             self._failures_in_row += 1
@@ -377,6 +383,8 @@ class Level:
             output_tokens=self.output_tokens + sum(exchange.tokens for exchange in self._wire.active),
             ttft_sum_ns=self.ttft_sum_ns,
             ttft_count=self.ttft_count,
+            tpot_sum_ns=self.tpot_sum_ns,
+            tpot_count=self.tpot_count,
             cpu_ns=time.process_time_ns(),
             max_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             lateness_ns=lateness_ns,

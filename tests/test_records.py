@@ -274,7 +274,7 @@ def test_missing_folder_is_named(tmp_path: Path) -> None:
 
 def test_file_instead_of_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(RunFolderError, match="file: no such run folder"):
+    with pytest.raises(RunFolderError, match="file: is a file; name the folder of the run"):
         read_manifest(tmp_path / "file")
 
 

@@ -33,6 +33,16 @@ def fill(text: str, indent: str = "") -> str:
     return textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False)
 
 
+def printable(text: str) -> str:
+    """The text without what moves a terminal's cursor or changes its colours; line feeds stay."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
+def one_line(text: str) -> str:
+    """The same on one line."""
+    return printable(" ".join(text.split()))
+
+
 def withheld(level: LevelSummary) -> bool:
     """Whether loadgen's own delay is in the level's latencies, so that none is shown to people.
 
@@ -69,7 +79,7 @@ def render(manifest: Manifest, summary: Summary) -> str:
     else:
         parts.append("No level was measured.")
     parts += [textwrap.fill(f"Note: {note}", WIDTH) for note in summary.notes]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return printable("\n\n".join(part for part in parts if part)) + "\n"
 
 
 def _heading(manifest: Manifest) -> str:
@@ -260,7 +270,7 @@ def _judgement(level: LevelSummary) -> str:
 def _remarks(level: LevelSummary) -> list[str]:
     """What a reader should know beside the verdict."""
     remarks = []
-    if isinstance(level.open_loop, dict):
+    if isinstance(level.open_loop, dict) and not withheld(level):
         service = level.open_loop["service"]["ttft_s"]
         remarks.append(
             f"from the real send, TTFT was {format_ms(service.p50)} ms (p50), {format_ms(service.p99)} ms (p99); "
@@ -279,9 +289,9 @@ def _remarks(level: LevelSummary) -> list[str]:
         remarks.append(f"steady state: {level.steady.reason}")
     if isinstance(level.precision, Precision):
         remarks.append(precision_words(level.precision))
-    if isinstance(level.slo, SloFigures):
+    if isinstance(level.slo, SloFigures) and not withheld(level):
         remarks += slo_words(level.slo)
-    if level.stalls["requests"]:
+    if level.stalls["requests"] and not withheld(level):
         longest = level.stalls["longest_gap_s"].max
         remarks.append(
             f"{level.stalls['requests']:.1%} of the requests stalled; the longest gap: {format_ms(longest)} ms"
@@ -382,9 +392,10 @@ def side_by_side(runs: list[tuple[str, Summary]], together: bool) -> str:
         together: they were under load at the same time; their throughputs are summed then.
     """
     upper, lower = load_column([level for _, summary in runs for level in summary.levels])
+    wide = min(max(12, *(len(name) for name, _ in runs)), 26)
     head = (
-        f"{upper:>6}  {'':<12}{'TTFT, ms':>16}{'TPOT, ms':>16}     output",
-        f"{lower:>6}  {'run':<12}{'p50':>8}{'p99':>8}{'p50':>8}{'p99':>8}   tokens/s",
+        f"{upper:>6}  {'':<{wide}}{'TTFT, ms':>16}{'TPOT, ms':>16}     output",
+        f"{lower:>6}  {'run':<{wide}}{'p50':>8}{'p99':>8}{'p50':>8}{'p99':>8}   tokens/s",
         "-" * 78,
     )
     rows = []
@@ -395,26 +406,33 @@ def side_by_side(runs: list[tuple[str, Summary]], together: bool) -> str:
         for name, summary in runs:
             level = next((lv for lv in summary.levels if _name(lv, mixed) == load), None)
             if level is None:
-                rows.append(f"{load:>6}  {name[:12]:<12}   not measured")
+                rows.append(f"{load:>6}  {_cell(name, wide)}   not measured")
                 total = None
                 continue
             cells = [latency_ms(level, field, q) for field in ("ttft_s", "tpot_s") for q in ("p50", "p99")]
             tokens = level.output_throughput_tps
             total = None if total is None or tokens is None else total + tokens
             rows.append(
-                f"{load:>6}  {name[:12]:<12}"
+                f"{load:>6}  {_cell(name, wide)}"
                 + "".join(f"{cell:>8}" for cell in cells)
                 + f"{'n/a' if tokens is None else format_count(tokens):>11}"
                 + ("" if level.verdict.status == "VALID" else " !")
             )
         if together:
-            rows.append(f"{load:>6}  {'all together':<44}{'n/a' if total is None else format_count(total):>11}")
+            summed = "n/a" if total is None else format_count(total)
+            rows.append(f"{load:>6}  {'all together':<{wide + 32}}{summed:>11}")
     invalid = any(level.verdict.status != "VALID" for _, summary in runs for level in summary.levels)
     notes = ["!: not valid, see above; do not rely on this row"] if invalid else []
-    notes += [f"SIMULATED: {name}" for name, summary in runs if summary.simulated]
+    notes += [fill(f"SIMULATED: {one_line(name)}") for name, summary in runs if summary.simulated]
     if any("round" in level.load for _, summary in runs for level in summary.levels):
         notes.append(ROUNDS)
     return "\n".join(["Side by side", "", *head, *rows, *notes]) + "\n"
+
+
+def _cell(name: str, wide: int) -> str:
+    """A run's name in so many columns: the end of one that is longer, which tells runs of one day apart."""
+    name = one_line(name)
+    return f"{name:<{wide}}" if len(name) <= wide else f"...{name[3 - wide:]}"
 
 
 def offline(report: OfflineReport, summary: Summary) -> str:

@@ -1,0 +1,193 @@
+"""Runs as Markdown that fits a pull request.
+
+Strings of users and servers are escaped so that they stay text: no table, no markup and no mention can
+come of a model's name or of an error's body.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from loadgen.records import Manifest
+from loadgen.report.answer import answer
+from loadgen.report.entry import Entry
+from loadgen.report.terminal import (
+    SIMULATED,
+    WITHHELD,
+    are_mixed,
+    in_words,
+    is_open,
+    latency_ms,
+    level_name,
+    one_line,
+    slo_words,
+    withheld,
+)
+from loadgen.slo import SloFigures
+from loadgen.stats import QUANTILES, quantile_floor
+from loadgen.summary import LevelSummary, Summary
+from loadgen.units import format_count
+
+# What Markdown or HTML could read as more than itself in the middle of a line; _ only where a word begins or ends.
+SPECIAL = re.compile(r"[\\`*\[\]<>|~&$^]|(?<!\w)_|_(?!\w)")
+# GitHub makes a mention, a reference, an emoji or a link of these, however they are written.
+MAGIC = re.compile(r"[@#](?=\w)|:(?=[\w+-]+:)|\b(?:https?|ftp)(?=:)|\bwww(?=\.)", re.IGNORECASE)
+NO_WIDTH = "\N{ZERO WIDTH SPACE}"
+
+
+def escaped(text: str) -> str:
+    """One line of text that shows as it is: what could be markup is written as a character reference."""
+    return _references(MAGIC.sub(lambda found: found[0] + NO_WIDTH, one_line(text)))
+
+
+def _references(text: str) -> str:
+    return SPECIAL.sub(lambda found: f"&#{ord(found[0])};", text)
+
+
+def code(text: str) -> str:
+    """The same in a fixed-width face, for names and commands, which can be copied from there."""
+    return f"<code>{_references(one_line(text))}</code>"
+
+
+def render(entries: Sequence[Entry]) -> str:
+    """Every run, then all side by side where there are several."""
+    parts = [part for entry in entries for part in _run(entry, named=len(entries) > 1)]
+    if len(entries) > 1:
+        parts += ["### Side by side", _side_by_side(entries)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _run(entry: Entry, named: bool) -> list[str]:
+    manifest, summary = entry.manifest, entry.summary
+    engine = manifest.engine
+    version = f" {escaped(str(engine['version']))}" if engine.get("version") else ""
+    title = f"{escaped(str(engine.get('kind')))}{version} serving {code(str(engine.get('model')))}"
+    parts = [f"### {code(entry.name) + ': ' if named else ''}{title}"]
+    if summary.simulated:
+        parts.append(f"**{SIMULATED}**")
+    parts += [escaped(answer(summary, manifest)), _table(summary.levels), _notes(summary), _reasons(summary.levels)]
+    parts += [f"Note: {escaped(note)}" for note in summary.notes]
+    parts.append(_details(manifest))
+    return parts
+
+
+def _table(levels: Sequence[LevelSummary]) -> str:
+    if not levels:
+        return ""
+    mixed = are_mixed(list(levels))
+    with_slo = any(isinstance(level.slo, SloFigures) for level in levels)
+    load = "load" if mixed else "requests/s due" if is_open(levels[0].load) else "in flight"
+    heads = [
+        load, "verdict", "TTFT p50, ms", "p99",
+        "TPOT p50, ms", "p99", "output tokens/s", "requests/s", *(["goodput/s", "attainment"] * with_slo),
+    ]  # fmt: skip
+    rows = [
+        [_load(level, mixed), level.verdict.status, *_figures(level), *(_slo(level) if with_slo else [])]
+        for level in levels
+    ]
+    return _lines(heads, rows, words=(1,))
+
+
+def _load(level: LevelSummary, mixed: bool) -> str:
+    return escaped(in_words(level.load) if mixed else level_name(level.load))
+
+
+def _figures(level: LevelSummary) -> list[str]:
+    return [
+        *[latency_ms(level, field, q) for field in ("ttft_s", "tpot_s") for q in ("p50", "p99")],
+        _count(level.output_throughput_tps),
+        _count(level.request_throughput_rps),
+    ]
+
+
+def _count(value: float | None) -> str:
+    return "n/a" if value is None else format_count(value)
+
+
+def _slo(level: LevelSummary) -> list[str]:
+    slo = level.slo
+    if withheld(level):
+        return [WITHHELD, WITHHELD]
+    if not isinstance(slo, SloFigures):
+        return ["n/a", "n/a"]
+    share = "n/a" if slo.attainment is None else f"{slo.attainment:.1%}"
+    if slo.attainment_ci95 is not None:
+        share += f" ({slo.attainment_ci95[0]:.1%} to {slo.attainment_ci95[1]:.1%})"
+    return [_count(slo.goodput_rps), share]
+
+
+def _lines(heads: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int]) -> str:
+    """A table; columns are numbers but for ``words``. Cells are escaped already."""
+    sides = "|".join("---" if i in words else "--:" for i in range(len(heads)))
+    return "\n".join([f"| {' | '.join(heads)} |", f"|{sides}|", *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _notes(summary: Summary) -> str:
+    notes = []
+    missing = [
+        f"{name} needs {quantile_floor(QUANTILES[name])} requests"
+        for name in ("p50", "p99")
+        if any(level.requests.completed < quantile_floor(QUANTILES[name]) for level in summary.levels)
+    ]
+    if missing:
+        notes.append(f"n/a: {', '.join(missing)}.")
+    if any(withheld(level) for level in summary.levels):
+        notes.append(f"{WITHHELD}: withheld, since loadgen's own delay is in it.")
+    return escaped(" ".join(notes))
+
+
+def _reasons(levels: Sequence[LevelSummary]) -> str:
+    """Why levels are not valid, and how percentiles did."""
+    lines = []
+    for level in levels:
+        load = escaped(in_words(level.load))
+        lines += [
+            f"- {load}: **{reason.status}**: {escaped(reason.text)}. What to do: {escaped(reason.advice)}."
+            for reason in level.verdict.reasons
+        ]
+        if isinstance(level.slo, SloFigures) and level.slo.percentiles and not withheld(level):
+            lines += [f"- {load}: {escaped(text)}" for text in slo_words(level.slo)[-len(level.slo.percentiles) :]]
+    return "\n".join(lines)
+
+
+def facts(manifest: Manifest) -> dict[str, str]:
+    """What was run, on what, and how to run it again."""
+    host, engine, client = manifest.host, manifest.engine, manifest.client
+    versions: dict[str, Any] = engine.get("versions") or {}
+    found = {
+        "Command": " ".join(manifest.command),
+        "Started": manifest.started_utc,
+        "Engine": f"{engine.get('kind')} {engine.get('version') or ''} at {engine.get('url')}",
+        "Started as": engine.get("shell"),
+        "Versions": ", ".join(f"{name} {value}" for name, value in versions.items()),
+        "Dataset": ", ".join(f"{key} {value}" for key, value in manifest.dataset.items()),
+        "Seed": str(manifest.seed),
+        "Objectives": manifest.load.get("slo"),
+        "Host": f"{host.get('name')}: {host.get('processor')}, {host.get('cores')} cores, Linux {host.get('kernel')}",
+        "GPUs": ", ".join(str(gpu.get("name")) for gpu in manifest.gpus) or "none seen by loadgen",
+        "Driver": manifest.driver,
+        "Client": f"loadgen {client.get('loadgen_version')}, {client.get('workers')} worker process(es)",
+    }
+    return {name: str(value) for name, value in found.items() if value}
+
+
+def _details(manifest: Manifest) -> str:
+    rows = [f"- {name}: {code(value)}" for name, value in facts(manifest).items()]
+    return "\n".join(["<details><summary>The run</summary>", "", *rows, "", "</details>"])
+
+
+def _side_by_side(entries: Sequence[Entry]) -> str:
+    mixed = are_mixed([level for entry in entries for level in entry.summary.levels])
+    loads = list(dict.fromkeys(_load(level, mixed) for entry in entries for level in entry.summary.levels))
+    rows = []
+    for load in loads:
+        for entry in entries:
+            own = [level for level in entry.summary.levels if _load(level, mixed) == load]
+            name = code(entry.name) + (" (SIMULATED)" if entry.summary.simulated else "")
+            rows += [[load, name, level.verdict.status, *_figures(level)] for level in own]
+            if not own:
+                rows.append([load, name, "not measured", *["n/a"] * 6])
+    heads = ["load", "run", "verdict", "TTFT p50, ms", "p99", "TPOT p50, ms", "p99", "output tokens/s", "requests/s"]
+    return _lines(heads, rows, words=(1, 2)) if rows else ""
