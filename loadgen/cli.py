@@ -502,7 +502,7 @@ def _publish(folder: Path, runs: list[tuple[Path, Any]], as_json: bool) -> None:
     from loadgen.summary import is_together
 
     entries = _entries(runs)
-    pages = _write_pages(entries)
+    pages = _write_pages(entries, together=folder)
     alone = runs[0][0] == folder
     text = texts.render("json" if as_json else "terminal", entries, alone=alone, together=is_together(folder))
     click.echo(text, nl=False)
@@ -534,24 +534,36 @@ def _entries(runs: list[tuple[Path, Any]], kernels: Path | None = None) -> list[
     ]
 
 
-def _write_pages(entries: list[Any], output: Path | None = None) -> list[Path]:
-    """Writes report.html into each run's folder, or one page of all of them to ``output``; gives the pages."""
+def _write_pages(entries: list[Any], output: Path | None = None, together: Path | None = None) -> list[Path]:
+    """Writes report.html into each run's folder, or one page of all of them to ``output``; gives the pages.
+
+    Several runs of one sweep have a page in its folder ``together`` too.
+    """
     from loadgen.report import html
     from loadgen.report.page_data import read_page
 
-    def read(entry: Any) -> Any:
-        return read_page(entry.folder, entry.manifest, entry.summary, entry.beside)._replace(name=entry.name)
-
     if output is not None:
-        _write(output, html.render([read(entry) for entry in entries]))
+        _write(output, html.render([read_page(entry) for entry in entries], _page_comparison(entries)))
         return [output]
-    pages = [entry.folder / "report.html" for entry in entries]
-    for page, entry in zip(pages, entries, strict=True):
+    pages = [(entry.folder / "report.html", [entry]) for entry in entries]
+    if together is not None and len(entries) > 1:
+        pages.append((together / "report.html", entries))
+    for page, shown in pages:
         try:
-            page.write_text(html.render([read(entry)]))
+            page.write_text(html.render([read_page(entry) for entry in shown], _page_comparison(shown)))
         except OSError as error:
             click.echo(f"loadgen: {page}: cannot be written: {error.strerror}", err=True)
-    return pages
+    return [page for page, _ in pages]
+
+
+def _page_comparison(entries: list[Any]) -> Any:
+    """The second of two runs against the first; None where there is nothing to compare."""
+    from loadgen.compare.differences import compare as compare_sides
+    from loadgen.compare.sides import read_side
+
+    if len(entries) != 2 or not all(entry.summary.levels for entry in entries):
+        return None
+    return compare_sides(*(read_side(entry.folder, entry.name) for entry in entries))
 
 
 def _write(path: Path, text: str) -> None:
@@ -624,7 +636,8 @@ def report(
     entries = _entries(found, kernels[0] if kernels else None)
     pages = []
     if form in ("terminal", "html"):
-        pages = _write_pages(entries, output if form == "html" else None)
+        sweep = served[0] if len(served) == 1 else None
+        pages = _write_pages(entries, output if form == "html" else None, sweep)
     if form != "html":
         together = len(served) == 1 and is_together(served[0])
         text = texts.render(form, entries, alone=folders == served and len(served) == 1, together=together)

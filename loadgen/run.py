@@ -364,5 +364,5 @@ class Run:
             self.summary.notes.append(
                 f"{self.folder}: {self._disk_error}: what could not be written is in the figures but not in the folder"
             )
-        if self._manifest is not None and (left or self._disk_error):
+        if self._manifest is not None:
             self.save()

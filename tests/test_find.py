@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -34,7 +35,9 @@ from loadgen.find import (
 )
 from loadgen.records import LevelMark
 from loadgen.report import html, terminal
+from loadgen.report.entry import Entry
 from loadgen.report.finding import rows, sentences
+from loadgen.report.page_data import read_page
 from loadgen.slo import parse_slos
 from loadgen.summary import LevelSummary, Summary, gather_steady, summarize
 from loadgen.verdicts import Reason, Verdict
@@ -435,7 +438,7 @@ def test_what_a_verdict_makes_of_it(load: dict[str, Any], status: Any, slow: flo
     assert (probe.blocked is not None) is (word == "not counted")
 
 
-def test_a_run_with_both_kinds_of_load_is_shown_and_found_again() -> None:
+def test_a_run_with_both_kinds_of_load_is_shown_and_found_again(tmp_path: Path) -> None:
     levels = [summarized(CLOSED, 0.3)]
     written = msgspec.to_builtins(SLO_GOAL)
     find = find_of(written, levels)
@@ -445,5 +448,6 @@ def test_a_run_with_both_kinds_of_load_is_shown_and_found_again() -> None:
     text = terminal.render(manifest(), summary)
     assert all(len(line) <= 80 for line in text.splitlines())
     assert "Search for the capacity" in text and " 20/s " in text and "20 requests/s" in text
-    assert html.render(manifest(), summary)
+    page = html.render([read_page(Entry(name="run", folder=tmp_path, manifest=manifest(), summary=summary))])
+    assert "The search" in page and "Probes of run" in page
     assert not summary.valid

@@ -16,11 +16,15 @@ from html import escape
 from importlib import resources
 from typing import Any
 
+import msgspec
+
 from loadgen import __version__
 from loadgen.compare.differences import Comparison
 from loadgen.records import Manifest
-from loadgen.report import finding
+from loadgen.report import csv, finding
+from loadgen.report.answer import answer
 from loadgen.report.comparison import WEIGHTS, capacity_notes, capacity_table, capacity_title, grouped, verdict_words
+from loadgen.report.entry import Entry
 from loadgen.report.kernels import heading as kernel_heading
 from loadgen.report.page_data import RunPage, encode
 from loadgen.report.terminal import (
@@ -52,7 +56,7 @@ def render(pages: Sequence[RunPage], comparison: Comparison | None = None) -> st
     first = pages[0]
     several = len(pages) > 1
     if several:
-        pages = [page._replace(name=f"{_letter(place)}: {page.name}") for place, page in enumerate(pages)]
+        pages = [page._replace(entry=_lettered(page.entry, place)) for place, page in enumerate(pages)]
     title = f"{len(pages)} runs" if several else _title(first.manifest)
     simulated = any(page.summary.simulated for page in pages)
     measured = any(page.summary.levels for page in pages)
@@ -61,7 +65,7 @@ def render(pages: Sequence[RunPage], comparison: Comparison | None = None) -> st
         "made_by": f"loadgen {__version__}",
         "initial": {"slos": [_slo(one) for one in parse_slos(slo or START_SLO)]},
         "comparison": comparison if comparison is not None and (comparison.comparable or comparison.forced) else None,
-        "csv": "",
+        "csv": csv.render([page.entry for page in pages]),
     }
     sections = [("results", "Results", "".join(_results(page, i, several) for i, page in enumerate(pages)))]
     for name, words, lines in (("search", "The search", _search), ("rounds", "Over the rounds", _rounds)):
@@ -83,7 +87,8 @@ def render(pages: Sequence[RunPage], comparison: Comparison | None = None) -> st
         for text in ["".join(_engine_section(page, several) for page in pages)]
         if text
     ]
-    kernels = "".join(_kernel_section(page.beside, i) for i, page in enumerate(pages) if page.beside is not None)
+    beside = [page.entry.beside for page in pages]
+    kernels = "".join(_kernel_section(one, i) for i, one in enumerate(beside) if one is not None)
     if kernels:
         sections.append(("kernels", "Kernels beside TTFT and TPOT", kernels))
     sections.append(("run", "The runs" if several else "The run", "".join(_facts(page, several) for page in pages)))
@@ -93,9 +98,9 @@ def render(pages: Sequence[RunPage], comparison: Comparison | None = None) -> st
     body = [
         "<header>",
         f"<h1>{escape(title)}</h1>",
-        *(f"<p>{escape(line)}</p>" for page in pages for line in _about(page)),
+        *(f"<p>{escape(_about(page))}</p>" for page in pages),
         f'<p class="mark">{escape(SIMULATED)}</p>' if simulated else "",
-        "" if measured else "<p>No level was measured.</p>",
+        *(f'<p class="answer">{escape(_answer(page, several))}</p>' for page in pages),
         f'</header><nav aria-label="Sections">{links}</nav><main>',
         "<noscript><p>The charts need JavaScript; the tables hold the figures.</p></noscript>" if measured else "",
         *(f'<section id="{name}"><h2>{escape(words)}</h2>{content}</section>' for name, words, content in sections),
@@ -138,6 +143,10 @@ def _letter(place: int) -> str:
     return chr(ord("A") + place) if place < 26 else f"R{place + 1}"
 
 
+def _lettered(entry: Entry, place: int) -> Entry:
+    return msgspec.structs.replace(entry, name=f"{_letter(place)}: {entry.name}")
+
+
 def _slo(slo: Slo) -> dict[str, Any]:
     return {"metric": slo.metric, "limit_us": slo.limit_s * 1e6, "percentile": slo.percentile}
 
@@ -146,15 +155,20 @@ def _title(manifest: Manifest) -> str:
     return f"{manifest.engine['kind']} serving {manifest.engine['model']}"
 
 
-def _about(page: RunPage) -> list[str]:
-    """What was measured, in words, and what came out."""
+def _about(page: RunPage) -> str:
+    """What was measured, in words."""
     manifest = page.manifest
     owned = manifest.gpus if manifest.engine.get("gpu_uuids") else []
     words = [f"{manifest.engine['kind']} {manifest.engine.get('version') or ''}".strip()]
     if owned:
         words.append(f"on {owned[0]['name']}")
     words.append(_load_words(page.summary.levels))
-    return [f"{page.name}: {', '.join(words)}. Started {manifest.started_utc}."]
+    return f"{page.name}: {', '.join(words)}. Started {manifest.started_utc}."
+
+
+def _answer(page: RunPage, named: bool) -> str:
+    text = answer(page.summary, page.manifest)
+    return f"{page.name}: {text}" if named else text
 
 
 def _search(page: RunPage, named: bool) -> str:

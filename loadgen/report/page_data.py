@@ -19,7 +19,6 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -36,9 +35,9 @@ from loadgen.records import (
     read_records,
     records_path,
 )
+from loadgen.report.entry import Entry
 from loadgen.report.kernels import case_words
 from loadgen.report.terminal import in_words, is_open, level_name, load_value, withheld
-from loadgen.report.waterfall import Beside
 from loadgen.slo import outcome
 from loadgen.summary import Summary
 from loadgen.units import NS_PER_S
@@ -59,23 +58,25 @@ TPOT_PARTS = 3  # of a microsecond
 
 
 class RunPage(NamedTuple):
-    """One run as the page shows it.
+    """One run as the page shows it: its entry, and per level, in the summary's order, what its folder holds."""
 
-    Attributes:
-        name: of its folder.
-        levels: the numbers of the levels in the records, in the summary's order.
-        requests: per level, as :class:`LevelRequests` has them.
-        beside: its kernels, where they were measured.
-    """
-
-    name: str
-    manifest: Manifest
-    summary: Summary
+    entry: Entry
     requests: list[LevelRequests]
     clients: list[list[ClientSample]]
     servers: list[list[ServerSample]]
     gpus: list[list[GpuSample]]
-    beside: Beside | None = None
+
+    @property
+    def name(self) -> str:
+        return self.entry.name
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.entry.manifest
+
+    @property
+    def summary(self) -> Summary:
+        return self.entry.summary
 
 
 class LevelRequests:
@@ -173,12 +174,12 @@ class LevelRequests:
         return start, columns
 
 
-def read_page(run: Path, manifest: Manifest, summary: Summary, beside: Beside | None = None) -> RunPage:
+def read_page(entry: Entry) -> RunPage:
     """A run with what its page needs from its folder.
 
-    Args:
-        summary: may know levels that the folder does not, where the disk was full.
+    The entry's summary may know levels that the folder does not, where the disk was full.
     """
+    run, summary = entry.folder, entry.summary
     requests = [LevelRequests() for _ in summary.levels]
     samples, marks, _ = read_client_log(run / "client.jsonl")
     records, _ = read_records(records_path(run)) if records_path(run).exists() else (iter(()), [])
@@ -200,14 +201,11 @@ def read_page(run: Path, manifest: Manifest, summary: Summary, beside: Beside | 
         return parts
 
     return RunPage(
-        name=run.name or run.resolve().name,
-        manifest=manifest,
-        summary=summary,
+        entry=entry,
         requests=requests,
         clients=spread(samples),
         servers=spread(read_lines(run / "server_metrics.jsonl", ServerSample)),
         gpus=spread(read_lines(run / "gpu.jsonl", GpuSample)),
-        beside=beside,
     )
 
 
@@ -235,7 +233,7 @@ def encode(pages: Sequence[RunPage], extra: dict[str, Any]) -> str:
 
 
 def _run(page: RunPage, keep: Any) -> dict[str, Any]:
-    manifest = page.manifest
+    manifest, beside = page.manifest, page.entry.beside
     levels = []
     for level, requests, clients, servers, gpus in zip(
         page.summary.levels, page.requests, page.clients, page.servers, page.gpus, strict=True
@@ -270,8 +268,8 @@ def _run(page: RunPage, keep: Any) -> dict[str, Any]:
         "dummy_weights": bool(manifest.engine.get("dummy_weights")),
         "slo": manifest.load.get("slo"),
         "levels": levels,
-        "waterfalls": page.beside.waterfalls if page.beside else [],
-        "kernels": [_kernel(record) for record in page.beside.records] if page.beside else [],
+        "waterfalls": beside.waterfalls if beside else [],
+        "kernels": [_kernel(record) for record in beside.records] if beside else [],
     }
 
 

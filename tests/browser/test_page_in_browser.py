@@ -21,6 +21,7 @@ from loadgen.compare.differences import compare
 from loadgen.compare.sides import read_side
 from loadgen.records import read_manifest
 from loadgen.report import html
+from loadgen.report.entry import Entry
 from loadgen.report.page_data import LevelRequests, RunPage, read_page
 from loadgen.report.waterfall import read_beside
 from loadgen.summary import Summary, summarize_run
@@ -99,7 +100,8 @@ def written(folder: Path, name: str, pages: list[RunPage], comparison: Any = Non
 
 def read(run: Path) -> RunPage:
     found, summary = summarize_run(run)
-    return read_page(run, found, summary, read_beside(run / "kernels", read_manifest(run), summary))
+    beside = read_beside(run / "kernels", found, summary)
+    return read_page(Entry(name=run.name, folder=run, manifest=found, summary=summary, beside=beside))
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +145,8 @@ def evil_page(folder: Path) -> Path:
     empty: list[Any] = [[], []]
     found = manifest(simulated=False, model=EVIL)
     found.engine |= {"kind": EVIL, "version": EVIL, "shell": EVIL}
-    pages = [RunPage(f"{EVIL}{i}", found, made, requests, empty, empty, empty) for i in range(2)]
+    entries = [Entry(name=f"{EVIL}{i}", folder=folder, manifest=found, summary=made) for i in range(2)]
+    pages = [RunPage(entry, requests, empty, empty, empty) for entry in entries]
     return written(folder, "evil", pages)
 
 
@@ -182,6 +185,23 @@ def test_the_page_of_a_sweep_as_it_was_written(browser: Any, sim_run: Path) -> N
         assert opened.page.input_value("#whatif-tpot-of") == "90"
 
 
+def test_the_answer_stands_on_top(browser: Any, sim_run: Path) -> None:
+    text = loadgen("report", str(sim_run)).stdout
+    with Opened(browser, sim_run / "report.html") as opened:
+        answer = opened.page.inner_text("header p.answer")
+    assert answer.startswith("SIMULATED: ")
+    assert answer.split()[-8:] == text.rsplit("Report:", 1)[0].split()[-8:], "as the terminal has it"
+
+
+def test_two_runs_of_one_report_are_compared(browser: Any, tmp_path: Path) -> None:
+    done = loadgen("report", *map(str, PAIR), "--format", "html", "--output", str(tmp_path / "both.html"))
+    assert done.returncode == 1, "levels are not valid"
+    with Opened(browser, tmp_path / "both.html") as opened:
+        opened.draw_all()
+        assert "NOT COMPARABLE" in opened.page.inner_text("#comparison")
+        assert opened.page.locator("#level-choice option").count() == 4
+
+
 def test_the_page_without_a_script_has_its_tables(browser: Any, levels_page: Path) -> None:
     context = browser.new_context(java_script_enabled=False, offline=True)
     page = context.new_page()
@@ -212,7 +232,8 @@ def test_a_run_that_was_killed_has_a_page(browser: Any, sim_run: Path, tmp_path:
 def test_a_run_with_next_to_nothing_in_it_has_a_page(browser: Any, tmp_path: Path, levels: list[Any]) -> None:
     empty: list[Any] = [[] for _ in levels]
     requests = [LevelRequests() for _ in levels]
-    page = RunPage("run", manifest(), Summary(simulated=True, levels=levels), requests, empty, empty, empty)
+    entry = Entry(name="run", folder=tmp_path, manifest=manifest(), summary=Summary(simulated=True, levels=levels))
+    page = RunPage(entry, requests, empty, empty, empty)
     with Opened(browser, written(tmp_path, "page", [page])) as opened:
         opened.draw_all()
 

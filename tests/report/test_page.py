@@ -23,6 +23,7 @@ from test_reports import level, manifest, summary
 
 from loadgen.records import LevelMark, RequestRecord, encode_line
 from loadgen.report import html, terminal
+from loadgen.report.entry import Entry
 from loadgen.report.page_data import (
     FAILED,
     MEASURED,
@@ -44,7 +45,13 @@ RUN = ROOT / "reports" / "vllm-0.25.1-h200-qwen1.5-4b-levels"
 def page_of(made: Summary, *, name: str = "run", **fields: Any) -> RunPage:
     empty: list[Any] = [[] for _ in made.levels]
     requests = [LevelRequests() for _ in made.levels]
-    return RunPage(name, manifest(simulated=made.simulated, **fields), made, requests, empty, empty, empty)
+    found = manifest(simulated=made.simulated, **fields)
+    return RunPage(Entry(name=name, folder=Path(), manifest=found, summary=made), requests, empty, empty, empty)
+
+
+def entry_of(run: Path) -> Entry:
+    found, data = summarize_run(run)
+    return Entry(name=run.name, folder=run, manifest=found, summary=data)
 
 
 def decoded(text: str) -> tuple[dict[str, Any], bytes]:
@@ -179,8 +186,7 @@ def one_level(records: list[RequestRecord], folder: Path, **window: int) -> tupl
     (folder / "records.jsonl").write_bytes(b"".join(encode_line(record) for record in records))
     mark = LevelMark(level=0, window_start_ns=window["start"] * MS, window_end_ns=window["end"] * MS)
     (folder / "client.jsonl").write_bytes(encode_line(mark))
-    found, data = summarize_run(folder)
-    content, columns = decoded(encode([read_page(folder, found, data)], {}))
+    content, columns = decoded(encode([read_page(entry_of(folder))], {}))
     return content["runs"][0]["levels"][0], columns
 
 
@@ -242,8 +248,9 @@ def test_an_objective_is_met_in_the_page_exactly_where_the_record_meets_it(
 
 
 def test_a_real_run_is_small_enough() -> None:
-    found, data = summarize_run(RUN)
-    text = html.render([read_page(RUN, found, data)])
+    entry = entry_of(RUN)
+    data = entry.summary
+    text = html.render([read_page(entry)])
     assert len(text) < 1_500_000
     content, columns = decoded(parsed(text).scripts[0])
     for shown, made in zip(content["runs"][0]["levels"], data.levels, strict=True):

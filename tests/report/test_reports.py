@@ -10,6 +10,7 @@ import pytest
 
 from loadgen.records import ClientSample, LevelMark, Manifest, RequestError, RequestRecord
 from loadgen.report import html, terminal
+from loadgen.report.entry import Entry
 from loadgen.report.page_data import read_page
 from loadgen.summary import LevelSummary, Summary, summarize_level, summarize_run
 
@@ -168,6 +169,7 @@ def test_a_published_run_still_gives_the_summary_that_was_published(folder: Path
     assert msgspec.json.decode(msgspec.json.encode(summary)) == msgspec.json.decode(
         (folder / "summary.json").read_bytes()
     )
-    page = html.render([read_page(folder, manifest, summary)])
+    entry = Entry(name=folder.name, folder=folder, manifest=manifest, summary=summary)
+    page = html.render([read_page(entry)])
     assert "What the engine and the GPU say" in page
     assert all(line in (folder / "report.html").read_text() for line in page.splitlines() if line.startswith("<tr"))

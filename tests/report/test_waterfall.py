@@ -12,14 +12,19 @@ from made_kernels import MIB, PEAKS, attempt, manifest, samples
 from loadgen.microbench.cases import Step
 from loadgen.microbench.records import KernelRecord, Use, records_of
 from loadgen.microbench.steps import decode_step, no_sum, prefill_step
-from loadgen.records import encode_line, read_manifest, write_json
+from loadgen.records import Manifest, encode_line, read_manifest, write_json
 from loadgen.report import html
+from loadgen.report.entry import Entry
 from loadgen.report.kernels import render as render_kernels
 from loadgen.report.page_data import read_page
-from loadgen.report.waterfall import ATTENTION, PROJECTIONS, STEP_KERNELS, read_beside, render, waterfalls
+from loadgen.report.waterfall import ATTENTION, PROJECTIONS, STEP_KERNELS, Beside, read_beside, render, waterfalls
 from loadgen.summary import LevelSummary, Summary, summarize_run
 
 RUN = Path(__file__).parents[2] / "reports" / "vllm-0.25.1-h200-qwen1.5-4b-levels"
+
+
+def page_of(run: Manifest, summary: Summary, beside: Beside) -> str:
+    return html.render([read_page(Entry(name="run", folder=RUN, manifest=run, summary=summary, beside=beside))])
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +185,7 @@ def test_models_that_one_gpus_kernels_do_not_add_up_to(
     text = render(beside.waterfalls)
     assert all(len(line) <= 80 for line in text.splitlines())
     assert " ".join(text.split()).count(f"no sum: the model {words if 'is' in words else 'was ' + words}") == 2
-    page = html.render([read_page(RUN, run, summary, beside)])
+    page = page_of(run, summary, beside)
     assert page.count(f": no sum: the model {words if 'is' in words else 'was ' + words}") == 2
 
 
@@ -230,7 +235,7 @@ def test_text_and_page_show_it(level: LevelSummary, tmp_path: Path) -> None:
         assert word in text
     table = render_kernels(beside.manifest, beside.records)
     assert all(len(line) <= 80 for line in table.splitlines())
-    page = html.render([read_page(RUN, read_manifest(RUN), summary, beside)])
+    page = page_of(read_manifest(RUN), summary, beside)
     assert "Kernels beside TTFT and TPOT" in page and "time for other prompts" in page
 
 
