@@ -69,7 +69,7 @@ ifeq ($(VLLM_PYTHON),$(VLLM_VENV)/bin/python)
 test-engines: $(VLLM_VENV)/.made
 endif
 test-engines: test-browser $(VENV)/.dev
-	LOADGEN_VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/pytest -q -m 'engines or launches'
+	LOADGEN_VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/pytest -q -m 'engines or launches or slow'
 
 test-browser: $(VENV)/.browser
 	command -v $(CHROMIUM) >/dev/null || { test "$$(id -u)" = 0 && apt-get -qq update && apt-get -qqy install chromium; } \
@@ -85,10 +85,12 @@ docs: $(VENV)/.base
 bench: $(VENV)/.base
 	$(BIN)/python benchmarks/client.py $(if $(wildcard $(VLLM_PYTHON)),--vllm-python $(VLLM_PYTHON))
 	$(BIN)/python benchmarks/open_loop.py
+	$(BIN)/python benchmarks/report.py
 
 bench-quick: $(VENV)/.base
 	$(BIN)/python benchmarks/client.py --quick --output /tmp/loadgen-bench-quick.json
 	$(BIN)/python benchmarks/open_loop.py --quick --output /tmp/loadgen-bench-quick-open-loop.json
+	$(BIN)/python benchmarks/report.py --quick --output /tmp/loadgen-bench-quick-report.json
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) $(KERNELS_VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -132,7 +132,8 @@ def test_several_runs(folder: Path) -> None:
 
 
 def test_one_page_of_several_runs(folder: Path, tmp_path: Path) -> None:
-    assert report(folder / TWICE, "--format", "html").stdout.count("Report: ") == 2
+    assert report(folder / TWICE, "--format", "html").stdout.count("Report: ") == 3, "each run, and both"
+    assert "A: vllm" in (folder / TWICE / "report.html").read_text()
     done = report(folder / LEVELS, folder / TWICE, "--format", "html", "--output", tmp_path / "p.html")
     assert done.stdout.strip() == f"Report: {tmp_path / 'p.html'}"
     page = (tmp_path / "p.html").read_text()

@@ -22,7 +22,7 @@ from loadgen import __version__
 from loadgen.compare.differences import Comparison
 from loadgen.records import Manifest
 from loadgen.report import csv, finding
-from loadgen.report.answer import answer
+from loadgen.report.answer import ATTAINMENT, answer
 from loadgen.report.comparison import WEIGHTS, capacity_notes, capacity_table, capacity_title, grouped, verdict_words
 from loadgen.report.entry import Entry
 from loadgen.report.kernels import heading as kernel_heading
@@ -63,7 +63,7 @@ def render(pages: Sequence[RunPage], comparison: Comparison | None = None) -> st
     slo = next((",".join(level.slo.slos) for page in pages for level in page.summary.levels if level.slo), None)
     extra = {
         "made_by": f"loadgen {__version__}",
-        "initial": {"slos": [_slo(one) for one in parse_slos(slo or START_SLO)]},
+        "initial": {"slos": [_slo(one) for one in parse_slos(slo or START_SLO)], "attainment": _attainment(first)},
         "comparison": comparison if comparison is not None and (comparison.comparable or comparison.forced) else None,
         "csv": csv.render([page.entry for page in pages]),
     }
@@ -141,6 +141,12 @@ def _script_hash() -> str:
 def _letter(place: int) -> str:
     """What stands for a run in charts of several; the script does the same."""
     return chr(ord("A") + place) if place < 26 else f"R{place + 1}"
+
+
+def _attainment(page: RunPage) -> float:
+    """The share of requests that a search went by, else that of a plan."""
+    searched: dict[str, Any] = page.manifest.load.get("find") or {}
+    return float(searched.get("attainment", ATTAINMENT))
 
 
 def _lettered(entry: Entry, place: int) -> Entry:
@@ -408,7 +414,8 @@ def _verdicts(page: RunPage, named: bool) -> str:
         client = level.client
         if level.verdict.status == "VALID":
             late = client["lateness_s"].mean
-            words = f"{load}: VALID; {client['in_flight']:.1f} in flight on average, own stamps "
+            flying = "" if client["in_flight"] is None else f"{client['in_flight']:.1f} in flight on average, "
+            words = f"{load}: VALID; {flying}own stamps "
             words += "not probed" if late is None else f"{format_ms(late)} ms late on average"
             items.append(f"<li>{escape(words)}, {client['utilization']:.0%} of a core used.</li>")
         for reason in level.verdict.reasons:

@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 REPORTS = ROOT / "reports"
 LEVELS = REPORTS / "vllm-0.25.1-h200-qwen1.5-4b-levels"
 KERNELS = REPORTS / "vllm-0.25.1-h200-qwen1.5-4b-kernels"
+FOUND = REPORTS / "vllm-0.25.1-h200-qwen1.5-4b-find"
 PAIR = [REPORTS / f"vllm-0.25.1-h200-qwen1.5-4b-prefix-{state}" for state in ("off", "on")]
 ARGUMENTS = ["--no-sandbox", "--disable-quic", "--disable-background-networking"]
 EVIL = "<script>window.hacked=1</script><img src=x onerror='window.hacked=2'></script>`${window.hacked=3}`"
@@ -345,7 +346,7 @@ def ask(opened: Opened, demand: dict[str, str]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("demand", DEMANDS, ids=lambda demand: demand["slo"])
-@pytest.mark.parametrize("run", [LEVELS, PAIR[1]], ids=["levels", "prefix-on"])
+@pytest.mark.parametrize("run", [LEVELS, PAIR[1], FOUND], ids=["levels", "prefix-on", "find"])
 def test_what_if_says_what_plan_says(browser: Any, folder: Path, run: Path, demand: dict[str, str]) -> None:
     options = [word for name, value in demand.items() for word in (f"--{name}", value)]
     options += [] if "gpus-per-replica" in demand else ["--gpus-per-replica", "1"]
@@ -357,7 +358,7 @@ def test_what_if_says_what_plan_says(browser: Any, folder: Path, run: Path, dema
     assert (found["refused"] is None) == (plan["refused"] is None)
     assert ("NO PLAN" in shown) == (plan["refused"] is not None)
     for mine, true in zip(found["points"], plan["points"], strict=True):
-        assert mine["level"] == true["load"]
+        assert mine["level"] == true["load"].partition(",")[0]
         assert mine["word"] == true["word"]
         assert mine["rate"] == pytest.approx(true["rate_rps"])
         for name in ("fit", "chance_broken"):
@@ -367,6 +368,7 @@ def test_what_if_says_what_plan_says(browser: Any, folder: Path, run: Path, dema
             assert left["ci95"] == (None if right["ci95"] is None else pytest.approx(right["ci95"], abs=1e-9))
     if plan["refused"] is not None:
         return
+    assert found["binds"] == plan["binds"]
     same = ["output_tps", "total_tps", "per_million_output", "per_million_total", "per_thousand_requests"]
     for mine, true in [("capacity", "capacity_rps"), *((name, name) for name in same)]:
         assert_interval(found.get(mine), plan[true])

@@ -103,6 +103,7 @@ def test_rounds_run_in_an_order_drawn_from_the_seed_and_are_taken_together(sim: 
     assert json.loads(run("report", str(out), "--json").stdout) == summary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", [["--concurrency", "4"], ["--rate", "150"]])
 def test_a_level_goes_on_until_it_is_precise(sim: RunningSim, tmp_path: Path, load: list[str]) -> None:
     out = tmp_path / "run"
@@ -447,6 +448,7 @@ def test_one_request_to_a_slow_starter_is_not_lost(tmp_path: Path) -> None:
     assert record["token_source"] == "events"
 
 
+@pytest.mark.slow
 def test_a_capacity_is_searched_for_and_confirmed(sim: RunningSim, tmp_path: Path) -> None:
     """Three in flight of 38 ms each serve 79 requests/s; what comes beyond waits, and is late."""
     out = tmp_path / "run"

@@ -7,6 +7,7 @@ import { erfc, isotonic, shareInterval } from "./stats.js";
 export const HOURS_PER_MONTH = 730.5;
 export const SPEEDS = [10, 20, 30, 50];
 const Z2 = 1.959964 ** 2;
+const FULL_CACHE = 0.95;
 const SHOWS_LIMIT = ["ERRORS", "DRIFTING", "TOO_FEW"];
 
 /** Goodput, attainment and percentiles of a level.
@@ -34,7 +35,11 @@ export function sloFigures(level, slos) {
   const passed = offered.map((i) => (!failed(i) && asked.every((slo) => meets(slo, i) !== false) ? 1 : 0));
   const good = passed.reduce((sum, one) => sum + one, 0);
   const seconds = level.summary.duration_s;
-  const figures = { offered: offered.length, good, goodput_rps: null, attainment: null, ci95: null, percentiles: [] };
+  const missed = slos.flatMap((slo) => {
+    const judged = successes.map((i) => meets(slo, i)).filter((met) => met !== null);
+    return judged.length ? [[judged.filter((met) => !met).length / judged.length, sloText(slo)]] : [];
+  });
+  const figures = { failed: offered.length - successes.length, missed, offered: offered.length, good, goodput_rps: null, attainment: null, ci95: null, percentiles: [] };
   for (const slo of slos.filter((slo) => slo.percentile !== null)) {
     const judged = offered.filter((i) => meets(slo, i) !== null);
     const found = { requests: judged.length, share: null, ci95: null };
@@ -53,6 +58,33 @@ export function sloFigures(level, slos) {
     figures.ci95 = shareInterval(passed, strain(offered, asked), slots);
   }
   return figures;
+}
+
+/** As --slo takes it. */
+export function sloText({ metric, limit_us: us, percentile }) {
+  const name = percentile === null ? metric : `${metric}:p${percentile}`;
+  const plain = (value) => String(Number(value.toPrecision(10)));
+  return us >= 1e6 ? `${name}=${plain(us / 1e6)}s` : `${name}=${plain(us / 1e3)}ms`;
+}
+
+/** To a whole number, a half to the even one, as Python rounds. */
+function halfEven(value) {
+  const rounded = Math.round(value);
+  return Math.abs(value % 1) === 0.5 && rounded % 2 ? rounded - 1 : rounded;
+}
+
+/** What the lowest load that breaks the objectives breaks first (loadgen/criteria.py). */
+function binds(broken) {
+  if (!broken) return "nothing up to the highest load of the sweep: the limit was not found";
+  const { figures, level } = broken;
+  const load = level.open ? `${level.words.split(", round")[0]}, ${level.summary.load.arrival}` : level.words.split(", round")[0];
+  const shares = [...(figures.failed ? [[figures.failed / figures.offered, "errors"]] : []), ...figures.missed];
+  const [share, name] = shares.reduce((most, one) => (one[0] > most[0] ? one : most), [0, ""]);
+  let words = share ? `${name}: missed by ${(share * 100).toFixed(1)}% of requests at ${load}` : `the SLO, at ${load}`;
+  const server = level.summary.server ?? {};
+  if ((server.kv_cache_usage?.max ?? 0) >= FULL_CACHE) words += "; the KV cache was full there";
+  else if ((server.requests_waiting?.mean ?? 0) >= 1) words += `; ${halfEven(server.requests_waiting.mean)} requests waited in the engine's queue there`;
+  return words;
 }
 
 function wordOf(criterion) {
@@ -193,6 +225,7 @@ export function makePlan(levels, demand) {
   const found = bracket(points);
   const plan = { points, refused: found.refused || null, capacity: found.capacity || null, held: found.held, broken: found.broken };
   if (plan.capacity === null) return plan;
+  plan.binds = binds(found.broken);
   const mean = (name) => found.held.level.summary[name].mean ?? null;
   plan.input_tokens = mean("input_tokens");
   plan.output_tokens = mean("output_tokens");

@@ -3,7 +3,7 @@
 import { element, escape, figure } from "./figure.js";
 import { loadAxis, tooltip, valueAxis, verdictLines, whiskers } from "./load.js";
 import { makePlan } from "./plan.js";
-import { amount, interval, moneys, percent } from "./words.js";
+import { amount, chance as chanceWords, interval, moneys, percent, whole } from "./words.js";
 
 const METRICS = ["ttft", "tpot", "e2e"];
 
@@ -32,7 +32,7 @@ export function whatIf(parent, data, initial) {
     data.runs.length > 1 ? choice("run", "run", data.runs.map((one, i) => [String(i), one.letter]), "0") : null,
     ...limits,
     element("fieldset", {}, element("legend", {}, "Demand"),
-      field("attainment", "requests within it, %", { value: 99 }),
+      field("attainment", "requests within it, %", { value: initial.attainment * 100 }),
       field("peak", "peak, requests/s", { value: "", placeholder: "one replica" }),
       field("duty", "mean of the peak, %", { value: 100 })),
     element("fieldset", {}, element("legend", {}, "Fleet"),
@@ -89,7 +89,7 @@ export function whatIf(parent, data, initial) {
     id: "chance", title: "Headroom: chance that the SLO is broken, against load", simulated: data.runs.some((one) => one.simulated), height: 320,
     note: "Below 2.5 % a load keeps the SLO, above 97.5 % it breaks it. At a load between two measured ones the chance lies between theirs: the shaded steps.",
     empty: "No load counts.",
-    words: () => chances().map((p) => `${p.level.words}: ${percent(p.chance_broken)}`).join(", "),
+    words: () => chances().map((p) => `${p.level.words}: ${chanceWords(p.chance_broken)}`).join(", "),
     make: (theme) => {
       const known = chances();
       if (!known.length) return null;
@@ -97,7 +97,7 @@ export function whatIf(parent, data, initial) {
       const bands = known.slice(1).map((p, i) => [known[i].rate, p.rate, known[i].chance_broken * 100, p.chance_broken * 100]);
       return {
         grid: { left: 56, right: 20, top: 30, bottom: 46 },
-        tooltip: tooltip(theme, ({ data }) => (data.point ? `${tip(data.point())}<br>chance that it breaks the SLO: ${percent(data.point().chance_broken, 2)}` : "")),
+        tooltip: tooltip(theme, ({ data }) => (data.point ? `${tip(data.point())}<br>chance that it breaks the SLO: ${chanceWords(data.point().chance_broken)}` : "")),
         xAxis: loadAxis(theme, "requests/s of one replica", rates),
         yAxis: valueAxis(theme, false, { max: 100, name: "%" }),
         series: [
@@ -172,11 +172,11 @@ export function whatIf(parent, data, initial) {
     const row = (name, value) => answers.append(element("dt", {}, name), element("dd", { "data-name": name }, value));
     row("capacity of one replica, requests/s", interval(found.capacity));
     row("output tokens/s", interval(found.output_tps));
-    if (found.broken === null) row("the limit", "was not found: no load of the sweep breaks the SLO");
+    row("what binds", found.binds);
     if (found.fleet) {
       const { replicas, replicas_at_best: best } = found.fleet;
-      row("replicas for the peak", best === null ? `${amount(replicas)} at most` : best === replicas ? amount(replicas) : `${amount(replicas)} .. ${amount(best)}`);
-      row("GPUs", amount(found.fleet.gpus));
+      row("replicas for the peak", best === null ? `${whole(replicas)} at most` : best === replicas ? whole(replicas) : `${whole(replicas)} .. ${whole(best)}`);
+      row("GPUs", whole(found.fleet.gpus));
     }
     if (found.per_thousand_requests) {
       row("cost at capacity, of 1M output tokens", moneys(found.per_million_output));
@@ -197,7 +197,7 @@ export function whatIf(parent, data, initial) {
     fill(table, "What it rests on", ["Load", "Requests/s", "Goodput, requests/s", "Within the SLO", "95 % interval", "Chance that it breaks", "The SLO"],
       found.points.map((p) => [
         p.level.words, amount(p.rate), amount(p.figures.goodput_rps), percent(p.tight.share, 2),
-        p.tight.ci95 ? p.tight.ci95.map((v) => percent(v, 2)).join(" .. ") : "n/a", p.chance_broken === undefined ? "" : percent(p.chance_broken), p.word,
+        p.tight.ci95 ? p.tight.ci95.map((v) => percent(v, 2)).join(" .. ") : "n/a", p.chance_broken === undefined ? "" : chanceWords(p.chance_broken), p.word,
       ]), found.points.map((p) => p.level.valid));
   }
 

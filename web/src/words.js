@@ -16,6 +16,11 @@ export const amount = (value) => {
 
 export const percent = (share, count = 1) => (share === null || share === undefined ? "n/a" : `${digits(share * 100, count)} %`);
 
+export const whole = (value) => (value === null || value === undefined ? "n/a" : value.toLocaleString("en-US"));
+
+/** A chance, never 0 nor 100 %: no sample shows that. */
+export const chance = (share) => (share < 0.001 ? "<0.1 %" : share > 0.999 ? ">99.9 %" : percent(share));
+
 /** "12 .. 15", "12 or more". */
 export const interval = (found, form = amount) =>
   !found ? "n/a" : found[1] === null ? `${form(found[0])} or more` : `${form(found[0])} .. ${form(found[1])}`;
