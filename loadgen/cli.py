@@ -550,7 +550,7 @@ def _write_pages(entries: list[Any], output: Path | None = None, together: Path 
         pages.append((together / "report.html", entries))
     for page, shown in pages:
         try:
-            page.write_text(html.render([read_page(entry) for entry in shown], _page_comparison(shown)))
+            page.write_bytes(html.render([read_page(entry) for entry in shown], _page_comparison(shown)).encode())
         except OSError as error:
             click.echo(f"loadgen: {page}: cannot be written: {error.strerror}", err=True)
     return [page for page, _ in pages]

@@ -267,6 +267,7 @@ def test_a_candidate_that_never_holds_is_not_confirmed_and_said() -> None:
     assert find.capacity_concurrency == (10, 11)
     text = " ".join(sentences(find))
     assert "NOT CONFIRMED" in text and "breaks" in text
+    assert "In the search, 10 in flight held once, which confirms nothing." in text
     assert len({probe.load for probe in find.probes if probe.purpose == "confirm"}) == MAX_CANDIDATES
 
 

@@ -1,7 +1,7 @@
 // Makes the script and the style of report.html, and puts them where the Python package takes them from.
 import { createHash } from "node:crypto";
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
-import { build } from "esbuild";
+import { build, transform } from "esbuild";
 
 const here = new URL(".", import.meta.url).pathname;
 const out = `${here}../loadgen/report/page`;
@@ -25,7 +25,8 @@ const result = await build({
 mkdirSync(out, { recursive: true });
 const script = result.outputFiles[0].text.replaceAll("</script", "<\\/script");
 writeFileSync(`${out}/page.js`, `/* sources ${sum.digest("hex")}; licences: THIRD_PARTY.txt */\n${script}`);
-writeFileSync(`${out}/page.css`, readFileSync(`${here}src/page.css`));
+const style = await transform(readFileSync(`${here}src/page.css`, "utf8"), { loader: "css", minify: true });
+writeFileSync(`${out}/page.css`, style.code);
 
 const part = (name, files) => {
   const version = JSON.parse(readFileSync(`${here}node_modules/${name}/package.json`)).version;

@@ -65,6 +65,10 @@ def _capacity_words(find: Find) -> list[str]:
     else:
         why = f"{find.ended}. " if find.ended != "done" else ""
         words.append(f"NOT CONFIRMED: {why}Capacity, as far as it is known: {_between(ends)} requests/s.")
+        held = [probe for probe in find.probes if probe.word == "holds" and probe.purpose == "search"]
+        if ends[0] is None and held:
+            best = max(held, key=lambda probe: probe.load)
+            words.append(f"In the search, {probe_name(best)} held once, which confirms nothing.")
         if find.confirming:
             tried = {probe.index: probe for probe in find.probes}
             runs = "; ".join(said(tried[index]) for index in find.confirming)

@@ -165,8 +165,6 @@ def test_the_script_is_made_from_its_source() -> None:
         total.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     built = (ROOT / "loadgen" / "report" / "page" / "page.js").read_text()
     assert total.hexdigest() in built[:200], "run `npm ci && npm run build` in web/"
-    style = (ROOT / "web" / "src" / "page.css").read_text()
-    assert (ROOT / "loadgen" / "report" / "page" / "page.css").read_text() == style
 
 
 def test_licences_of_what_the_script_contains_come_with_it() -> None:
