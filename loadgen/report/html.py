@@ -29,6 +29,7 @@ from loadgen.report.kernels import heading as kernel_heading
 from loadgen.report.page_data import RunPage, encode
 from loadgen.report.terminal import (
     SIMULATED,
+    are_mixed,
     in_words,
     is_open,
     latency_ms,
@@ -243,18 +244,28 @@ def _comparison(comparison: Comparison) -> str:
 
 
 def _load_head(levels: list[LevelSummary]) -> str:
+    if are_mixed(levels):
+        return "Load"
     return "Requests/s due" if levels and is_open(levels[0].load) else "In flight"
+
+
+def _load_cell(level: LevelSummary, levels: list[LevelSummary]) -> str:
+    return in_words(level.load) if are_mixed(levels) else level_name(level.load)
 
 
 def _load_words(levels: list[LevelSummary]) -> str:
     if not levels:
-        return "No level"
-    loads = ", ".join(f"{load_value(level.load):g}" for level in levels)
-    if is_open(levels[0].load):
-        return (
-            f"Open loop at {loads} requests/s, {levels[0].load['arrival']} arrivals; latencies from when each was due"
-        )
-    return f"Closed loop at {loads} in flight"
+        return "no level"
+
+    def loads(wanted: bool) -> str:
+        found = (f"{load_value(level.load):g}" for level in levels if is_open(level.load) is wanted)
+        return ", ".join(dict.fromkeys(found))
+
+    words = [f"closed loop at {loads(False)} in flight"] if loads(False) else []
+    if loads(True):
+        arrivals = ", ".join(dict.fromkeys(str(level.load["arrival"]) for level in levels if is_open(level.load)))
+        words.append(f"open loop at {loads(True)} requests/s, {arrivals} arrivals, latencies from when each was due")
+    return " and ".join(words)
 
 
 def _results(page: RunPage, index: int, named: bool) -> str:
@@ -287,7 +298,7 @@ def _table(levels: list[LevelSummary], run: int) -> str:
         rows.append(
             f'<tr data-level="{run}.{index}"'
             + ("" if valid else f' class="bad" title="{escape(_reasons(level))}"')
-            + f'><th scope="row"><button type="button" class="pick">{level_name(level.load)}</button></th>'
+            + f'><th scope="row"><button type="button" class="pick">{escape(_load_cell(level, levels))}</button></th>'
             + f'<td class="word{" good" if valid else ""}">{escape(level.verdict.status)}</td>'
             + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
             + "</tr>"
@@ -347,7 +358,7 @@ def _engine_section(page: RunPage, named: bool) -> str:
         f'<th scope="col">{escape(head)}</th>' for head in ["TTFT here, mean, ms", *(h for h, _ in columns)]
     )
     rows = [
-        f'<tr><th scope="row">{escape(level_name(level.load))}</th>'
+        f'<tr><th scope="row">{escape(_load_cell(level, levels))}</th>'
         + "".join(f"<td>{escape(cell or '-')}</td>" for cell in [client[i], *(cells[i] for _, cells in columns)])
         + "</tr>"
         for i, level in enumerate(levels)

@@ -418,6 +418,13 @@ def test_a_level_is_chosen_by_click_list_and_address(browser: Any, levels_page: 
         assert page.locator("tr.focus").get_attribute("data-level") == "0.0"
 
 
+def test_a_load_that_was_measured_again_has_an_address_of_its_own(browser: Any, folder: Path) -> None:
+    with Opened(browser, written(folder, "found", [read(FOUND)]), anchor="#level=51.88~2") as opened:
+        assert opened.page.input_value("#level-choice") == "8"
+        opened.page.select_option("#level-choice", "7")
+        assert opened.page.url.endswith("#level=51.88")
+
+
 def test_axes_turn_logarithmic_and_back(browser: Any, levels_page: Path) -> None:
     kind = "document.getElementById('chart-ttft').loadgen.drawn().yAxis.type"
     with Opened(browser, levels_page) as opened:

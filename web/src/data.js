@@ -15,6 +15,9 @@ export async function readData(base64) {
     run.levels.forEach((level, index) => {
       level.run = run;
       level.index = index;
+      // A search and rounds measure a load more than once.
+      const before = run.levels.slice(0, index).filter((other) => other.name === level.name).length;
+      level.key = (run.letter ? `${run.letter}/` : "") + level.name + (before ? `~${before + 1}` : "");
       level.valid = level.summary.verdict.status === "VALID";
       level.requests = Object.fromEntries(
         Object.entries(level.requests).map(([name, place]) => [name, column(columns, place)]),

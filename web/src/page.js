@@ -38,7 +38,6 @@ async function start() {
 
 /** The choice of a level: by its list, a click on a chart, a row of the table, or the address. Returns what a click calls. */
 function levelSection(data, levels) {
-  const key = (level) => (level.run.letter ? `${level.run.letter}/${level.name}` : level.name);
   const select = element("select", { id: "level-choice" }, ...levels.map((level, i) => element("option", { value: String(i) }, `${level.run.letter ? `${level.run.letter}: ` : ""}${level.words}${level.valid ? "" : `, ${level.summary.verdict.status}`}`)));
   const about = element("p", { id: "level-verdict" });
   place("level-form").append(element("label", { for: "level-choice" }, "Level ", select), about);
@@ -49,7 +48,7 @@ function levelSection(data, levels) {
     about.textContent = level.valid ? "VALID" : level.summary.verdict.reasons.map((r) => `${r.status}: ${r.text}. What to do: ${r.advice}.`).join(" ");
     about.className = level.valid ? "good" : "bad";
     for (const row of rows) row.classList.toggle("focus", row.dataset.level === `${data.runs.indexOf(level.run)}.${level.index}`);
-    if (named) history.replaceState(null, "", `#level=${encodeURIComponent(key(level))}`);
+    if (named) history.replaceState(null, "", `#level=${encodeURIComponent(level.key)}`);
     charts.show(level);
   };
   select.addEventListener("change", () => show(levels[Number(select.value)], true));
@@ -61,7 +60,7 @@ function levelSection(data, levels) {
       place("level").scrollIntoView();
     });
   }
-  const wanted = () => (location.hash.startsWith("#level=") ? levels.find((level) => key(level) === decodeURIComponent(location.hash.slice(7))) : undefined);
+  const wanted = () => (location.hash.startsWith("#level=") ? levels.find((level) => level.key === decodeURIComponent(location.hash.slice(7))) : undefined);
   addEventListener("hashchange", () => {
     if (wanted()) show(wanted(), false);
   });
