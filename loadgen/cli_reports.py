@@ -81,7 +81,11 @@ def _page_comparison(entries: list[Any]) -> Any:
 
     if len(entries) != 2 or not all(entry.summary.levels for entry in entries):
         return None
-    return compare_sides(*(read_side(entry.folder, entry.name) for entry in entries))
+    try:
+        return compare_sides(*(read_side(entry.folder, entry.name) for entry in entries))
+    except LoadgenError as error:  # a disk that took no records, say: what was measured is still to be shown
+        click.echo(f"loadgen: the page has no comparison: {error}", err=True)
+        return None
 
 
 def _write(path: Path, text: str) -> None:

@@ -19,9 +19,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from loadgen import cli as cli_module
 from loadgen.cli import cli
+from loadgen.cli_reports import publish
 from loadgen.errors import LoadgenError, RunFolderError, UsageError
 from loadgen.records import LevelMark, Manifest, encode_line, write_json
-from loadgen.summary import RUNS_FILE, RunIndex
+from loadgen.summary import RUNS_FILE, RunIndex, summarize_run
 
 ROOT = Path(__file__).parents[1]
 BESIDE = ROOT / "reports" / "vllm-0.25.1-h200-qwen1.5-4b-kernels"
@@ -229,3 +230,18 @@ def test_formats_of_the_option_are_those_that_are_rendered() -> None:
 
     (option,) = [p for p in cli_module.report.params if p.name == "form"]
     assert tuple(option.type.choices) == FORMATS  # type: ignore[attr-defined]
+
+
+def test_results_are_shown_where_the_folders_have_none_to_compare(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A disk that was full: the sweep knows the figures, its folders do not."""
+    shutil.copytree(folder / TWICE, tmp_path / TWICE)
+    measured = [(tmp_path / TWICE / name, summarize_run(tmp_path / TWICE / name)[1]) for name in ("vllm", "vllm-2")]
+    for place, _ in measured:
+        (place / "records.jsonl").unlink()
+        (place / "client.jsonl").unlink()
+    publish(tmp_path / TWICE, measured, as_json=False)
+    said = capsys.readouterr()
+    assert "Side by side" in said.out and said.out.count("Report: ") == 3
+    assert "the page has no comparison" in said.err

@@ -63,7 +63,6 @@ def render(pages: Sequence[RunPage], comparison: Comparison | None = None) -> st
     measured = any(page.summary.levels for page in pages)
     slo = next((",".join(level.slo.slos) for page in pages for level in page.summary.levels if level.slo), None)
     extra = {
-        "made_by": f"loadgen {__version__}",
         "initial": {"slos": [_slo(one) for one in parse_slos(slo or START_SLO)], "attainment": _attainment(first)},
         "comparison": comparison if comparison is not None and (comparison.comparable or comparison.forced) else None,
         "csv": csv.render([page.entry for page in pages]),

@@ -233,7 +233,7 @@ def encode(pages: Sequence[RunPage], extra: dict[str, Any]) -> str:
 
 
 def _run(page: RunPage, keep: Any) -> dict[str, Any]:
-    manifest, beside = page.manifest, page.entry.beside
+    beside = page.entry.beside
     levels = []
     for level, requests, clients, servers, gpus in zip(
         page.summary.levels, page.requests, page.clients, page.servers, page.gpus, strict=True
@@ -247,7 +247,6 @@ def _run(page: RunPage, keep: Any) -> dict[str, Any]:
                 "value": load_value(level.load),
                 "open": is_open(level.load),
                 "withheld": withheld(level),
-                "start_ns": start,
                 "window_us": [(level.window["start_ns"] - start) // 1000, (level.window["end_ns"] - start) // 1000],
                 "requests": {name: keep(name, values) for name, values in columns.items()},
                 "errors": requests.errors,
@@ -257,16 +256,10 @@ def _run(page: RunPage, keep: Any) -> dict[str, Any]:
                 "gpu": _gpu_lines(gpus, start),
             }
         )
-    owned = len(manifest.engine.get("gpu_uuids") or [])
     return {
         "name": page.name,
-        "engine": " ".join(str(word) for word in (manifest.engine["kind"], manifest.engine.get("version")) if word),
-        "model": manifest.engine["model"],
         "simulated": page.summary.simulated,
-        "gpus": owned,
-        "gpu": manifest.gpus[0]["name"] if manifest.gpus and owned else "",
-        "dummy_weights": bool(manifest.engine.get("dummy_weights")),
-        "slo": manifest.load.get("slo"),
+        "gpus": len(page.manifest.engine.get("gpu_uuids") or []),
         "levels": levels,
         "waterfalls": beside.waterfalls if beside else [],
         "kernels": [_kernel(record) for record in beside.records] if beside else [],
@@ -275,7 +268,7 @@ def _run(page: RunPage, keep: Any) -> dict[str, Any]:
 
 _KERNEL_FIELDS = (
     "kernel", "label", "state", "implementation", "own", "status", "message", "time_s", "ci95_s", "bytes_per_s",
-    "flops_per_s", "roof_share", "best_baseline", "notes",
+    "flops_per_s", "roof_share", "best_baseline",
 )  # fmt: skip
 
 

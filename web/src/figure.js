@@ -47,7 +47,7 @@ export function colours() {
  *
  *  make(theme, state): the chart's option, or null where there is nothing to show.
  *  state.log: whether the values' axis is logarithmic. words(): the figure in words, for who cannot see it. */
-export function figure(parent, { id, title, note = null, empty = "Nothing to show.", log = null, height = 280, renderer = "svg", simulated, words, make, click = null, series = [] }) {
+export function figure(parent, { id, title, note = null, empty = "Nothing to show.", log = null, height = 280, renderer = "svg", simulated, words, make, click = null }) {
   const state = { log: log === true };
   const holder = element("div", { class: "chart", style: `height:${height}px`, tabindex: "0", role: "img" });
   const message = element("p", { class: "empty", hidden: true }, empty);
@@ -123,11 +123,10 @@ export function figure(parent, { id, title, note = null, empty = "Nothing to sho
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!step || shown === null) return;
     event.preventDefault();
-    const index = series.length ? series[0] : 0;
-    const count = option.series[index]?.data?.length || 0;
+    const count = option.series[0]?.data?.length || 0;
     if (!count) return;
     place = (place + step + count) % count;
-    shown.dispatchAction({ type: "showTip", seriesIndex: index, dataIndex: place });
+    shown.dispatchAction({ type: "showTip", seriesIndex: 0, dataIndex: place });
   });
   holder.addEventListener("blur", () => shown?.dispatchAction({ type: "hideTip" }));
 
@@ -157,7 +156,7 @@ export function drawAll() {
 }
 
 /** Draws again what has been drawn. */
-export function redraw() {
+function redraw() {
   for (const one of figures) if (one.drawn() !== null) one.draw();
 }
 

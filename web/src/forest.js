@@ -9,7 +9,7 @@ export function forestChart(parent, comparison) {
     .flatMap(([name, effects]) => effects.filter((e) => e.ratio !== null && e.ratio_ci95).map((effect) => ({ name, effect })));
   const label = ({ name, effect }) => `${name}: ${effect.metric.replace(/_(s|tps|rps)$/, "").replace("output_throughput", "tokens/s").toUpperCase().replace("TOKENS/S", "tokens/s")} ${effect.statistic}`;
   figure(parent, {
-    id: "forest", title: "B against A: ratios", simulated: comparison.simulated, height: 70 + 20 * Math.max(rows.length, 3), series: [0],
+    id: "forest", title: "B against A: ratios", simulated: comparison.simulated, height: 70 + 20 * Math.max(rows.length, 3),
     note: "Left of 1 is lower. Bars are 95 % intervals; filled dots are differences that hold after a correction for the number of levels (Holm).",
     empty: comparison.comparable ? "No ratio has an interval." : "Not comparable: see the findings.",
     words: () => rows.map((row) => `${label(row)} ${digits(row.effect.ratio, 3)} (${row.effect.word})`).join("; "),

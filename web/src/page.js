@@ -1,20 +1,19 @@
 // report.html: what is drawn from the data of the page. Its text and tables are in the page itself.
 
 import { readData } from "./data.js";
-import { drawAll, element, redraw, save } from "./figure.js";
+import { drawAll, element, save } from "./figure.js";
 import { forestChart } from "./forest.js";
 import { kernelRows, waterfallCharts } from "./kernels.js";
 import { distributionCharts, levelCharts } from "./level.js";
 import { loadCharts } from "./load.js";
 import { fill, whatIf } from "./whatif.js";
-import { sloFigures, makePlan } from "./plan.js";
 
 const place = (name) => document.getElementById(name);
 
 async function start() {
   const data = await readData(place("loadgen-data").textContent.trim());
   const levels = data.runs.flatMap((run) => run.levels);
-  window.loadgen = { data, sloFigures, makePlan, drawAll, redraw };
+  window.loadgen = { data, drawAll };
   if (levels.length) {
     const focus = levelSection(data, levels);
     loadCharts(place("charts-load"), data, focus);

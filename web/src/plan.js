@@ -4,15 +4,15 @@
 import { FAILED, OFFERED } from "./data.js";
 import { erfc, isotonic, shareInterval } from "./stats.js";
 
-export const HOURS_PER_MONTH = 730.5;
-export const SPEEDS = [10, 20, 30, 50];
+const HOURS_PER_MONTH = 730.5;
+const SPEEDS = [10, 20, 30, 50];
 const Z2 = 1.959964 ** 2;
 const FULL_CACHE = 0.95;
 const SHOWS_LIMIT = ["ERRORS", "DRIFTING", "TOO_FEW"];
 
 /** Goodput, attainment and percentiles of a level.
  *  slos: [{metric: "ttft" | "tpot" | "e2e", limit_us, percentile: number | null}] */
-export function sloFigures(level, slos) {
+function sloFigures(level, slos) {
   const { flags } = level.requests;
   const offered = [];
   for (let i = 0; i < flags.length; i++) if (flags[i] & OFFERED) offered.push(i);
@@ -61,7 +61,7 @@ export function sloFigures(level, slos) {
 }
 
 /** As --slo takes it. */
-export function sloText({ metric, limit_us: us, percentile }) {
+function sloText({ metric, limit_us: us, percentile }) {
   const name = percentile === null ? metric : `${metric}:p${percentile}`;
   const plain = (value) => String(Number(value.toPrecision(10)));
   return us >= 1e6 ? `${name}=${plain(us / 1e6)}s` : `${name}=${plain(us / 1e3)}ms`;
@@ -125,7 +125,7 @@ function pointOf(level, slos, attainment) {
 }
 
 /** Every level as a point, by rising load, those that do not count last. */
-export function pointsOf(levels, slos, attainment) {
+function pointsOf(levels, slos, attainment) {
   const points = levels.map((level) => pointOf(level, slos, attainment));
   points.sort((a, b) => (a.word === "not counted") - (b.word === "not counted") || a.order - b.order);
   const counted = points.filter((p) => p.word !== "not counted" && p.tight.share !== null);
@@ -175,7 +175,7 @@ function chancesBroken(shares, sizes, target) {
 }
 
 /** {capacity: [low, high | null], held, broken} or {refused}. */
-export function bracket(points) {
+function bracket(points) {
   const counted = points.filter((point) => point.word !== "not counted");
   if (!counted.length) return { refused: "no level counts: each has a verdict that spoils it" };
   const loads = new Map();
@@ -204,7 +204,7 @@ export function bracket(points) {
   return { capacity: [sure(lower), Math.max(lower.rateInterval[1], upper.rateInterval[1])], held: lower, broken: upper };
 }
 
-export function replicasFor(peak, capacity, headroom, spares) {
+function replicasFor(peak, capacity, headroom, spares) {
   return Math.max(Math.ceil((peak / (capacity * (1 - headroom))) * (1 - 1e-12)), 1) + spares;
 }
 

@@ -7,7 +7,7 @@ import { amount, chance as chanceWords, interval, moneys, percent, whole } from 
 
 const METRICS = ["ttft", "tpot", "e2e"];
 
-/** parent: the section; run: what is planned. Returns {demand(), plan()} for tests. */
+/** parent: the section; run: what is planned. Returns {plan()} for tests. */
 export function whatIf(parent, data, initial) {
   let run = data.runs[0];
   const fields = {};
@@ -202,7 +202,7 @@ export function whatIf(parent, data, initial) {
   }
 
   change();
-  return { demand: () => demand().asked, plan: () => plan };
+  return { plan: () => plan };
 }
 
 function tip(p) {
