@@ -25,14 +25,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from loadgen.compare.blocks import FAMILIES, THROUGHPUT
-from loadgen.compare.capacity import Capacities, capacities
-from loadgen.compare.differences import LAUNCH_SD, Comparison, compare
-from loadgen.compare.sides import Side, SideLevel, sample_of
+from loadgen.analysis.slo import outcome, parse_slos
+from loadgen.analysis.summary import Measured, summarize_level
+from loadgen.comparison.blocks import FAMILIES, THROUGHPUT
+from loadgen.comparison.capacity import Capacities, capacities
+from loadgen.comparison.differences import LAUNCH_SD, Comparison, compare
+from loadgen.comparison.sides import Side, SideLevel, sample_of
 from loadgen.records import LevelMark, Manifest, RequestRecord
-from loadgen.report.comparison import NAMES
-from loadgen.slo import outcome, parse_slos
-from loadgen.summary import Measured, summarize_level
+from loadgen.report.compare import NAMES
 
 S = 1_000_000_000
 CONCURRENCIES = (8, 64)

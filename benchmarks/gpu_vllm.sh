@@ -55,7 +55,7 @@ killed)
     for second in 1 2 3 4 5 6 7 8 9 10; do
         sleep 1
         echo "after $second s: $(nvidia-smi --query-gpu=memory.used --format=csv,noheader)," \
-            "$(pgrep -fc 'vllm.entrypoints|VLLM::|engines/guard|loadgen.worker' || true) processes"
+            "$(pgrep -fc 'vllm.entrypoints|VLLM::|engines/guard|loadgen.client.worker' || true) processes"
     done
     loadgen report "$OUT/killed" | tail -20
     ;;

@@ -29,7 +29,7 @@ from client import HERE, build_server, heading, known_server, machine, timed
 
 sys.path.insert(0, str(HERE.parent))
 
-from loadgen.pacing import Arrivals, schedule
+from loadgen.client.pacing import Arrivals, schedule
 
 RATES = (100, 500, 1000, 2000)
 SERVICE_S = 0.040

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import signal, special
 
-from loadgen.intervals import RATE_BINS, intervals, mean_interval, rate_interval, share_interval
-from loadgen.precision import MIN_REQUESTS, MIN_TURNS, Looks, half_width
-from loadgen.stats import describe
-from loadgen.steady import SteadyWindow, steady_window
+from loadgen.analysis.intervals import RATE_BINS, intervals, mean_interval, rate_interval, share_interval
+from loadgen.analysis.precision import MIN_REQUESTS, MIN_TURNS, Looks, half_width
+from loadgen.analysis.stats import describe
+from loadgen.analysis.steady import SteadyWindow, steady_window
 
 Series = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int], Series]

@@ -23,12 +23,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from validation_plan import ATTAINMENT, INPUT, OUTPUT, WARMUP_S, record, serve, truth_rps
 
+from loadgen.analysis.find import Ask, Find, Goal, Over, Probe, follow, found_by, probe_of
+from loadgen.analysis.slo import parse_slos
+from loadgen.analysis.summary import LevelSummary, gather_steady, summarize
+from loadgen.client.pacing import Arrivals, schedule
 from loadgen.engines.sim_model import GPUS, MODELS, BatchModel, Sequence
-from loadgen.find import Ask, Find, Goal, Over, Probe, follow, found_by, probe_of
-from loadgen.pacing import Arrivals, schedule
 from loadgen.records import LevelMark, RequestRecord
-from loadgen.slo import parse_slos
-from loadgen.summary import LevelSummary, gather_steady, summarize
 
 TRUTH_WINDOW_S = 180.0
 DURATION_S = 20.0

@@ -19,12 +19,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from loadgen.analysis.plan import Demand, Measured, Plan, make_plan
+from loadgen.analysis.slo import Outcome, outcome, parse_slos
+from loadgen.analysis.summary import summarize_level
+from loadgen.client.pacing import Arrivals, schedule
 from loadgen.engines.sim_model import GPUS, MODELS, BatchModel, Sequence
-from loadgen.pacing import Arrivals, schedule
-from loadgen.plan import Demand, Measured, Plan, make_plan
 from loadgen.records import LevelMark, Manifest, RequestRecord
-from loadgen.slo import Outcome, outcome, parse_slos
-from loadgen.summary import summarize_level
 from loadgen.units import parse_share
 
 INPUT, OUTPUT = 256, 64
@@ -113,9 +113,7 @@ def truth_rps(kind: str, cv: float, slo: str, target: float, window_s: float) ->
     return (low * high) ** 0.5
 
 
-def planned(
-    kind: str, cv: float, slo: str, target: float, rates: list[float], window_s: float, seed: int
-) -> Plan:
+def planned(kind: str, cv: float, slo: str, target: float, rates: list[float], window_s: float, seed: int) -> Plan:
     measured = []
     for index, rate in enumerate(rates):
         records = serve(arrivals(kind, cv, rate, 1000 * seed + index), WARMUP_S + window_s)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from loadgen.analysis.metrics import METRICS
+from loadgen.analysis.server_metrics import METRICS as SERVER_METRICS
+from loadgen.analysis.stats import QUANTILES, quantile_floor
+from loadgen.analysis.verdicts import VERDICTS
 from loadgen.gpus import GPU_GAUGES
-from loadgen.metrics import METRICS
-from loadgen.server_metrics import METRICS as SERVER_METRICS
-from loadgen.stats import QUANTILES, quantile_floor
-from loadgen.verdicts import VERDICTS
 
 TARGET = Path(__file__).parent / "metrics.md"
 

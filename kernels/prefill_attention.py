@@ -241,9 +241,7 @@ def run(q, k, v, cu_seqlens, max_seqlen, out, config=None):
     keys, values = k, v
     if config["tma"]:
         block = [config["block_n"], head_size]
-        keys, values = (
-            TensorDescriptor(t, [tokens, kv_heads * head_size], [t.stride(0), 1], block) for t in (k, v)
-        )
+        keys, values = (TensorDescriptor(t, [tokens, kv_heads * head_size], [t.stride(0), 1], block) for t in (k, v))
     grid = (heads, cu_seqlens.shape[0] - 1, triton.cdiv(max_seqlen, config["block_m"]))
     _attention[grid](
         q,

@@ -1,5 +1,5 @@
 """``python -m loadgen``."""
 
-from loadgen.cli import main
+from loadgen.cli.main import main
 
 main()

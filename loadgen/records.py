@@ -11,7 +11,7 @@ older loadgen; a higher ``format_version`` is refused with a message.
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -149,7 +149,7 @@ class ServerSample(msgspec.Struct, kw_only=True):
         took_ns: how long the engine took to answer.
         level: the level that was running; at its ``start`` (before its first request) and its
             ``end`` (after its last) the counters are complete.
-        values: by the names of :data:`loadgen.server_metrics.METRICS`, in the units of those names.
+        values: by the names of :data:`loadgen.analysis.server_metrics.METRICS`, in the units of those names.
     """
 
     t_ns: int
@@ -240,6 +240,50 @@ def read_records(path: Path) -> tuple[Iterator[RequestRecord], list[int]]:
                     yield record
 
     return records(), bad_lines
+
+
+class RunTail:
+    """Reads what has been appended to a run's records since the last look.
+
+    Args:
+        run: the run folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._path = run / "records.jsonl"
+        self._offset = self._before = 0
+
+    def records(self, unwritten: list[str]) -> Iterable[RequestRecord]:
+        """New records, and those that the disk did not take."""
+        self._before = self._offset
+        yield from self._read(unwritten)
+
+    def peek(self) -> Iterable[RequestRecord]:
+        """What :meth:`records` would give now, as far as the disk has it."""
+        with self._path.open("rb") as lines:
+            lines.seek(self._offset)
+            for line in lines:
+                record = decode_record(line)
+                if record is not None:
+                    yield record
+
+    def again(self, unwritten: list[str]) -> Iterable[RequestRecord]:
+        """What :meth:`records` gave last."""
+        self._offset = self._before
+        yield from self._read(unwritten)
+
+    def _read(self, unwritten: list[str]) -> Iterable[RequestRecord]:
+        with self._path.open("rb") as lines:
+            lines.seek(self._offset)
+            for line in lines:
+                record = decode_record(line)
+                if record is not None:
+                    yield record
+            self._offset = lines.tell()
+        for text in unwritten:
+            record = decode_record(text.encode())
+            if record is not None:
+                yield record
 
 
 class _Bounds(msgspec.Struct):

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from loadgen.metrics import LevelAccumulator, LevelFigures, level_figures
+from loadgen.analysis.metrics import LevelAccumulator, LevelFigures, level_figures
 from loadgen.records import ClientSample, RequestError, RequestRecord
 
 MS = 1_000_000

@@ -51,7 +51,7 @@ def test_every_target_of_the_readme_is_in_the_makefile(target: str) -> None:
 
 def test_importing_loadgen_and_asking_for_help_stays_light() -> None:
     code = (
-        "import sys; from click.testing import CliRunner; from loadgen.cli import cli; "
+        "import sys; from click.testing import CliRunner; from loadgen.cli.main import cli; "
         "assert CliRunner().invoke(cli, ['sweep', '--help']).exit_code == 0; "
         "heavy = {'torch', 'triton', 'vllm', 'tensorrt_llm', 'scipy', 'numpy', 'aiohttp', 'uvloop'}; "
         "heavy &= set(sys.modules); "

@@ -19,9 +19,10 @@ from typing import Any
 
 import msgspec
 
-from loadgen import control, gpus
+from loadgen import gpus
 from loadgen.engines import trtllm, vllm
 from loadgen.engines.installs import clean_environ
+from loadgen.engines.server import Server, healthy, identify, stream_a_token
 from loadgen.engines.sim import SimConfig
 from loadgen.engines.spec import EngineCommand, EngineSpec, write_files
 from loadgen.errors import EndpointError, EngineError, LoadgenError, UsageError
@@ -254,7 +255,7 @@ class Launched:
         self.url = url
         self.command = command
         self.pid = process.pid
-        self.server = control.Server(kind=command.kind, version=command.version, models=[command.model])
+        self.server = Server(kind=command.kind, version=command.version, models=[command.model])
         self.startup_s: dict[str, float] = {}
         self._process = process
         self._log = log
@@ -436,15 +437,15 @@ async def _wait_ready(
         finally:
             attempt.cancel()
 
-    async def healthy() -> None:
-        while not await control.healthy(url):
+    async def answers() -> None:
+        while not await healthy(url):
             await asyncio.sleep(POLL_S)
 
-    await until(asyncio.ensure_future(healthy()), "/health has not answered yet")
+    await until(asyncio.ensure_future(answers()), "/health has not answered yet")
     at_health = time.monotonic()
     launched.startup_s["healthy"] = at_health - started
 
-    server = await until(asyncio.ensure_future(control.identify(url, {})), "does not say what it serves")
+    server = await until(asyncio.ensure_future(identify(url, {})), "does not say what it serves")
     if server.kind != kind:
         raise EngineError(f"{url} answers as {server.kind}, not as {kind}: something else took the port; run it again")
     if launched.command.version and server.version and server.version != launched.command.version:
@@ -455,7 +456,7 @@ async def _wait_ready(
     identified = time.monotonic()
     launched.startup_s["identified"] = identified - at_health
 
-    first = asyncio.ensure_future(control.stream_a_token(url, model, spec.start_timeout_s))
+    first = asyncio.ensure_future(stream_a_token(url, model, spec.start_timeout_s))
     await until(first, "gives no token")
     launched.startup_s["first_token"] = time.monotonic() - identified
     launched.startup_s["total"] = time.monotonic() - started

@@ -16,11 +16,11 @@ import msgspec
 from loadgen.engines.installs import check_arguments, clean_environ, find_install, help_text, options_in
 from loadgen.engines.launch import last_words, run_to_end
 from loadgen.engines.models import find_model
+from loadgen.engines.offline import REPORT_FILE, OfflineReport, read_offline_report
 from loadgen.engines.spec import EngineSpec, device_env
 from loadgen.environment import cache_folder
 from loadgen.errors import EngineError, UsageError
-from loadgen.offline import REPORT_FILE, OfflineReport, read_offline_report
-from loadgen.prompts import SourceSpec, make_prompt
+from loadgen.workloads.prompts import SourceSpec, make_prompt
 
 DATASET_FILE = "trtllm_bench_dataset.jsonl"
 OPTIONS_FILE = "trtllm_bench_options.yaml"

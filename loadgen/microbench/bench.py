@@ -31,7 +31,7 @@ from loadgen.microbench.records import (
 )
 from loadgen.microbench.worker import Answer, Job
 from loadgen.records import encode_line, write_json
-from loadgen.run import prepare_output
+from loadgen.run_folders import prepare_output
 
 Say = Callable[[str], None]
 # Above this a case is taken for hung: compiling a kernel for the first time takes some ten seconds.

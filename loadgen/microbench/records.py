@@ -212,7 +212,7 @@ def median_interval(values: list[float]) -> tuple[float, tuple[float, float] | N
     """Median, its 95 % interval by order statistics, and the 99th percentile (largest of a small sample)."""
     import numpy as np
 
-    from loadgen.stats import describe
+    from loadgen.analysis.stats import describe
 
     found = describe(np.asarray(values))
     median = float(np.median(values))

@@ -8,11 +8,11 @@ from typing import Any
 
 import msgspec
 
+from loadgen.analysis.summary import LevelSummary, Summary
 from loadgen.engines.shapes import SHAPES
 from loadgen.errors import RunFolderError, UsageError
 from loadgen.microbench.cases import ModelShape, Step
 from loadgen.records import Manifest
-from loadgen.summary import LevelSummary, Summary
 
 
 def steps_of_load(levels: list[int], contexts: list[int]) -> list[Step]:

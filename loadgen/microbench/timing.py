@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
+from loadgen.analysis.stats import describe
 from loadgen.microbench.records import KernelTimes
 from loadgen.microbench.rotation import WINDOW_S, Rotation
-from loadgen.stats import describe
 
 FEWEST_WINDOWS = 30
 MOST_WINDOWS = 200

@@ -13,13 +13,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from loadgen.criteria import Criterion, Word, word_of
-from loadgen.find import Find
+from loadgen.analysis.criteria import Criterion, Word, word_of
+from loadgen.analysis.find import Find
+from loadgen.analysis.slo import Slo, SloFigures, parse_slos
+from loadgen.analysis.summary import LevelSummary, Summary
 from loadgen.records import Manifest
-from loadgen.report.finding import sentences
+from loadgen.report.find import sentences
 from loadgen.report.terminal import fill, in_words, is_open, latency_ms, load_value, one_line
-from loadgen.slo import Slo, SloFigures, parse_slos
-from loadgen.summary import LevelSummary, Summary
 from loadgen.units import format_count
 
 ATTAINMENT = 0.99  # of requests, where the sweep was not told another share; that of a capacity plan
@@ -108,7 +108,7 @@ def _load(levels: Sequence[LevelSummary]) -> str:
 class _Judged:
     """A load against the objectives: what all its rounds say, and the round with the lowest lower bound.
 
-    ``word`` is that of :class:`loadgen.plan.Criterion`, of the objective that is worst off.
+    ``word`` is that of :class:`loadgen.analysis.plan.Criterion`, of the objective that is worst off.
     """
 
     def __init__(self, levels: Sequence[LevelSummary], target: float) -> None:

@@ -9,14 +9,14 @@ from typing import Any, get_args
 
 import msgspec
 
-from loadgen.metrics import LevelAccumulator, level_figures
+from loadgen.analysis.metrics import LevelAccumulator, level_figures
+from loadgen.analysis.slo import SloFigures
+from loadgen.analysis.stats import QUANTILES, Distribution
+from loadgen.analysis.summary import LevelSummary
+from loadgen.analysis.verdicts import Verdict
 from loadgen.records import ErrorKind
 from loadgen.report.entry import Entry
 from loadgen.report.terminal import withheld
-from loadgen.slo import SloFigures
-from loadgen.stats import QUANTILES, Distribution
-from loadgen.summary import LevelSummary
-from loadgen.verdicts import Verdict
 
 Cell = str | int | float | bool | None
 

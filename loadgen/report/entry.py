@@ -7,10 +7,10 @@ from pathlib import Path
 
 import msgspec
 
-from loadgen.offline import OfflineReport
+from loadgen.analysis.summary import Summary
+from loadgen.engines.offline import OfflineReport
 from loadgen.records import Manifest
 from loadgen.report.waterfall import Beside
-from loadgen.summary import Summary
 
 
 class Entry(msgspec.Struct, kw_only=True):

@@ -19,11 +19,14 @@ from typing import Any
 import msgspec
 
 from loadgen import __version__
-from loadgen.compare.differences import Comparison
+from loadgen.analysis.slo import Slo, parse_slos
+from loadgen.analysis.summary import LevelSummary
+from loadgen.comparison.differences import Comparison
 from loadgen.records import Manifest
-from loadgen.report import csv, finding
+from loadgen.report import csv
+from loadgen.report import find as finding
 from loadgen.report.answer import ATTAINMENT, answer
-from loadgen.report.comparison import WEIGHTS, capacity_notes, capacity_table, capacity_title, grouped, verdict_words
+from loadgen.report.compare import WEIGHTS, capacity_notes, capacity_table, capacity_title, grouped, verdict_words
 from loadgen.report.entry import Entry
 from loadgen.report.kernels import heading as kernel_heading
 from loadgen.report.page_data import RunPage, encode
@@ -39,8 +42,6 @@ from loadgen.report.terminal import (
     withheld,
 )
 from loadgen.report.waterfall import Beside, Waterfall, why_no_sum
-from loadgen.slo import Slo, parse_slos
-from loadgen.summary import LevelSummary
 from loadgen.units import format_count, format_ms
 
 # What the page asks about first where the sweep had no objectives.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from loadgen.report.terminal import WIDTH, fill, is_open, level_name, load_value, one_line
-from loadgen.runs import RunEntry
+from loadgen.run_folders import RunEntry
 
 UNITS = ((86400 * 365, "y"), (86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 

@@ -10,6 +10,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from loadgen.analysis.slo import SloFigures
+from loadgen.analysis.stats import QUANTILES, quantile_floor
+from loadgen.analysis.summary import LevelSummary, Summary
 from loadgen.records import Manifest
 from loadgen.report.answer import answer
 from loadgen.report.entry import Entry
@@ -25,9 +28,6 @@ from loadgen.report.terminal import (
     slo_words,
     withheld,
 )
-from loadgen.slo import SloFigures
-from loadgen.stats import QUANTILES, quantile_floor
-from loadgen.summary import LevelSummary, Summary
 from loadgen.units import format_count
 
 # What Markdown or HTML could read as more than itself in the middle of a line; _ only where a word begins or ends.

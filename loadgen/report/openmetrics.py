@@ -15,12 +15,12 @@ from prometheus_client.core import Metric
 from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.registry import CollectorRegistry
 
+from loadgen.analysis.slo import SloFigures
+from loadgen.analysis.stats import QUANTILES, Distribution
+from loadgen.analysis.summary import LevelSummary
+from loadgen.analysis.verdicts import Status
 from loadgen.report.entry import Entry
 from loadgen.report.terminal import load_value, withheld
-from loadgen.slo import SloFigures
-from loadgen.stats import QUANTILES, Distribution
-from loadgen.summary import LevelSummary
-from loadgen.verdicts import Status
 
 Labels = dict[str, str]
 

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from loadgen.analysis.slo import outcome
+from loadgen.analysis.summary import Summary
 from loadgen.microbench.records import KernelRecord
 from loadgen.records import (
     ClientSample,
@@ -38,8 +40,6 @@ from loadgen.records import (
 from loadgen.report.entry import Entry
 from loadgen.report.kernels import case_words
 from loadgen.report.terminal import in_words, is_open, level_name, load_value, withheld
-from loadgen.slo import outcome
-from loadgen.summary import Summary
 from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:

@@ -7,17 +7,17 @@ from typing import Any
 
 import msgspec
 
-from loadgen.find import Find
-from loadgen.offline import OfflineReport
-from loadgen.precision import Precision
-from loadgen.precision import in_words as reached_in_words
+from loadgen.analysis.find import Find
+from loadgen.analysis.precision import Precision
+from loadgen.analysis.precision import in_words as reached_in_words
+from loadgen.analysis.rounds import Spread
+from loadgen.analysis.server_metrics import RECONCILED
+from loadgen.analysis.slo import SloFigures
+from loadgen.analysis.stats import QUANTILES, Distribution, quantile_floor
+from loadgen.analysis.summary import LevelSummary, Summary
+from loadgen.engines.offline import OfflineReport
 from loadgen.records import Manifest
-from loadgen.report.finding import rows, sentences
-from loadgen.rounds import Spread
-from loadgen.server_metrics import RECONCILED
-from loadgen.slo import SloFigures
-from loadgen.stats import QUANTILES, Distribution, quantile_floor
-from loadgen.summary import LevelSummary, Summary
+from loadgen.report.find import rows, sentences
 from loadgen.units import format_count, format_ms
 
 SIMULATED = "SIMULATED: these figures come from the embedded engine's model, not from a GPU."
@@ -432,7 +432,7 @@ def side_by_side(runs: list[tuple[str, Summary]], together: bool) -> str:
 def _cell(name: str, wide: int) -> str:
     """A run's name in so many columns: the end of one that is longer, which tells runs of one day apart."""
     name = one_line(name)
-    return f"{name:<{wide}}" if len(name) <= wide else f"...{name[3 - wide:]}"
+    return f"{name:<{wide}}" if len(name) <= wide else f"...{name[3 - wide :]}"
 
 
 def offline(report: OfflineReport, summary: Summary) -> str:

@@ -32,6 +32,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from loadgen.analysis.summary import LevelSummary, Summary
 from loadgen.microbench.cases import Step
 from loadgen.microbench.records import (
     KernelManifest,
@@ -44,7 +45,6 @@ from loadgen.microbench.records import (
 from loadgen.microbench.steps import decode_step, no_sum, prefill_step
 from loadgen.records import Manifest
 from loadgen.report.terminal import WIDTH, in_words
-from loadgen.summary import LevelSummary, Summary
 from loadgen.units import format_ms
 
 # What a step consists of. Matrix products by their labels.

@@ -15,16 +15,16 @@ from typing import Any
 
 import msgspec
 import pytest
-from test_reports import level, manifest
+from made_reports import level, manifest
 
-from loadgen.compare.differences import compare
-from loadgen.compare.sides import read_side
+from loadgen.analysis.summary import Summary, summarize_run
+from loadgen.comparison.differences import compare
+from loadgen.comparison.sides import read_side
 from loadgen.records import read_manifest
 from loadgen.report import html
 from loadgen.report.entry import Entry
 from loadgen.report.page_data import LevelRequests, RunPage, read_page
 from loadgen.report.waterfall import read_beside
-from loadgen.summary import Summary, summarize_run
 
 pytestmark = pytest.mark.browser
 

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FAKES, wait_for
+from servers import FAKES, wait_for
 
-from loadgen import sweep as sweeping
 from loadgen.engines.sim import SimConfig
 from loadgen.engines.spec import EngineSpec
 from loadgen.errors import EngineError
-from loadgen.prompts import SourceSpec, TokenRange
-from loadgen.runner import Interrupts
-from loadgen.sweep_spec import PROMPTS_PER_LEVEL, SweepSpec, choose_workload
+from loadgen.processes import Interrupts
+from loadgen.sweeps import sweep as sweeping
+from loadgen.sweeps.spec import PROMPTS_PER_LEVEL, SweepSpec, choose_workload
+from loadgen.workloads.prompts import SourceSpec, TokenRange
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import gone, wait_for
+from servers import gone, wait_for
 
 from loadgen.engines.guard import MAX_LOG_BYTES
 from loadgen.engines.launch import GUARD, GuardedProcess

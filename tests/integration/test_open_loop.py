@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TPOT_S, TTFT_S
-from test_sweep import records_of, run
+from servers import TPOT_S, TTFT_S, records_of, run
 
+from loadgen.client.pacing import Arrivals, schedule
 from loadgen.engines.launch import RunningSim
-from loadgen.pacing import Arrivals, schedule
 from loadgen.units import NS_PER_S
 
 SERVICE_NS = int((TTFT_S + 9 * TPOT_S) * NS_PER_S)  # of 10 tokens

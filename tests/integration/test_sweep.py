@@ -7,33 +7,15 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TTFT_S, gone, read_request, scripted, wait_for
+from servers import ENV, TTFT_S, command, gone, read_request, records_of, run, scripted, wait_for
 
 from loadgen.engines.launch import RunningSim, launch_sim
 from loadgen.engines.sim import SimConfig
-
-ROOT = Path(__file__).resolve().parents[2]
-ENV = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"}
-
-
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "loadgen", *words]
-
-
-def run(*words: str, timeout: float = 60, **more: Any) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command(*words), capture_output=True, text=True, timeout=timeout, env=ENV, **more)
-    assert "Traceback" not in done.stderr + done.stdout, done.stderr
-    return done
-
-
-def records_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
 
 
 def children_of(pid: int) -> set[int]:

@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TRTLLM_VERSIONS as VERSIONS
+from servers import TRTLLM_VERSIONS as VERSIONS
 
-from loadgen.control import MetricsPage
 from loadgen.engines import trtllm_build
 from loadgen.engines.installs import find_install, look_at
 from loadgen.engines.launch import launch, prepare
+from loadgen.engines.offline import read_offline_report
+from loadgen.engines.server import MetricsPage
 from loadgen.engines.shapes import write_model
 from loadgen.engines.spec import EngineSpec
 from loadgen.errors import EngineError, UsageError
-from loadgen.offline import read_offline_report
 
 ROOT = Path(__file__).resolve().parents[2]
 # The oldest and the newest of what differs; the self-test goes through all.

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import uvloop
-from conftest import TPOT_S, TTFT_S, read_request, scripted
+from servers import TPOT_S, TTFT_S, read_request, scripted
 
-from loadgen.endpoint import Endpoint, RequestEncoder
+from loadgen.client.endpoint import Endpoint, RequestEncoder
+from loadgen.client.exchange import Exchange
+from loadgen.client.wire import Timeouts, Wire
 from loadgen.engines.launch import Launched
-from loadgen.exchange import Exchange
-from loadgen.prompts import Prompt
-from loadgen.wire import Timeouts, Wire
+from loadgen.workloads.prompts import Prompt
 
 QUICK = Timeouts(connect_s=2, first_token_s=5, between_tokens_s=5, request_s=10)
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from loadgen.errors import LoadgenError, UsageError
-from loadgen.microbench import profile_target
 from loadgen.microbench.kernel_file import kernels_folder
-from loadgen.microbench.profile import ProfileSpec, profile, render
-from loadgen.microbench.profile_records import CALL, INPUTS, trace_records
+from loadgen.microbench.profiling import target as profile_target
+from loadgen.microbench.profiling.profile import ProfileSpec, profile, render
+from loadgen.microbench.profiling.records import CALL, INPUTS, trace_records
 
 # torch 2.11 warns of this once in a process, whoever is the first to profile.
 pytestmark = [pytest.mark.kernels, pytest.mark.filterwarnings("ignore:.*Profiler clears events:UserWarning")]

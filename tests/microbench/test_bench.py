@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
-from loadgen.cli import cli
+from loadgen.cli.main import cli
 from loadgen.errors import LoadgenError, UsageError
 from loadgen.microbench import bench
 from loadgen.microbench.bench import BenchSpec, run_bench, run_checks

@@ -221,7 +221,9 @@ def test_the_report_shows_what_an_object_holds() -> None:
         source="e.cu", object="out/e.o", size_bytes=900, seconds=0.4, sass=[], ptx=["compute_90"], kernels=[]
     )
     report = BuildReport(nvcc="/cuda/bin/nvcc", version="13.0", files=[built, empty])
-    assert render(report) == """\
+    assert (
+        render(report)
+        == """\
 nvcc 13.0 (/cuda/bin/nvcc)
 
 out/k.o  18 KiB, 3.2 s: sm_80, sm_90a, PTX compute_90
@@ -232,3 +234,4 @@ out/k  program
     spills on sm_90a: 92 bytes of stores, 184 of loads a thread
 
 out/e.o  1 KiB, 0.4 s: PTX compute_90"""
+    )

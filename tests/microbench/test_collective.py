@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
-from loadgen.cli import cli
+from loadgen.cli.main import cli
 from loadgen.errors import LoadgenError, UsageError
 from loadgen.microbench.collective import Measured, bus_bandwidth
 
@@ -44,9 +44,7 @@ def without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def without_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """This Python, with as much of torch as is asked for the number of GPUs."""
     (tmp_path / "torch").mkdir()
-    (tmp_path / "torch" / "__init__.py").write_text(
-        f"class cuda:\n    device_count = staticmethod(lambda: {count})\n"
-    )
+    (tmp_path / "torch" / "__init__.py").write_text(f"class cuda:\n    device_count = staticmethod(lambda: {count})\n")
     (tmp_path / "torch" / "multiprocessing.py").write_text("")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
@@ -74,9 +72,7 @@ def test_without_torch_it_says_what_to_install(tmp_path: Path, monkeypatch: pyte
         (0, ["--one-gpu"], "there is no GPU"),
     ],
 )
-def test_too_few_gpus(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, words: list[str], error: str
-) -> None:
+def test_too_few_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, words: list[str], error: str) -> None:
     without_gpus(tmp_path, monkeypatch, gpus)
     done = loadgen(*words)
     assert isinstance(done.exception, UsageError) and error in str(done.exception)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from loadgen.cli import cli
-from loadgen.cli_kernels import parse_params
+from loadgen.cli.kernels import parse_params
+from loadgen.cli.main import cli
 from loadgen.errors import UsageError
 from loadgen.microbench.kernel_file import describe, find
 

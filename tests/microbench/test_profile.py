@@ -16,10 +16,18 @@ import msgspec
 import pytest
 
 from loadgen.errors import LoadgenError, RunFolderError, UsageError
-from loadgen.microbench import profile as module
 from loadgen.microbench.kernel_file import kernels_folder
-from loadgen.microbench.profile import Profile, ProfileRecord, ProfileSpec, check_alone, explain, profile, render
-from loadgen.microbench.profile_records import (
+from loadgen.microbench.profiling import profile as module
+from loadgen.microbench.profiling.profile import (
+    Profile,
+    ProfileRecord,
+    ProfileSpec,
+    check_alone,
+    explain,
+    profile,
+    render,
+)
+from loadgen.microbench.profiling.records import (
     CALL,
     DURATION,
     NCU_METRICS,
@@ -29,8 +37,8 @@ from loadgen.microbench.profile_records import (
     nsys_records,
     trace_records,
 )
-from loadgen.microbench.profile_target import Refused, in_words
-from loadgen.microbench.profile_text import WIDTH, format_bytes, format_us, gpu_time_per_call_s, short_name
+from loadgen.microbench.profiling.target import Refused, in_words
+from loadgen.microbench.profiling.text import WIDTH, format_bytes, format_us, gpu_time_per_call_s, short_name
 
 MIB = 2**20
 

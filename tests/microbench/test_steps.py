@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from made_kernels import QWEN
 
+from loadgen.analysis.summary import Summary, summarize_run
 from loadgen.errors import RunFolderError, UsageError
 from loadgen.microbench.cases import ModelShape, Step
 from loadgen.microbench.steps import (
@@ -20,7 +21,6 @@ from loadgen.microbench.steps import (
     steps_of_run,
 )
 from loadgen.records import Manifest, read_manifest
-from loadgen.summary import Summary, summarize_run
 
 RUN = Path(__file__).parents[2] / "reports" / "vllm-0.25.1-h200-qwen1.5-4b-levels"
 

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made import figures_of, request
 
-from loadgen.find import Find
+from loadgen.analysis.find import Find
+from loadgen.analysis.slo import PercentileFigures, SloFigures
+from loadgen.analysis.stats import Distribution
+from loadgen.analysis.summary import LevelSummary, Summary
+from loadgen.analysis.verdicts import Reason, Verdict
 from loadgen.records import Manifest
 from loadgen.report.answer import answer, render
-from loadgen.slo import PercentileFigures, SloFigures
-from loadgen.stats import Distribution
-from loadgen.summary import LevelSummary, Summary
-from loadgen.verdicts import Reason, Verdict
 
 EMPTY = figures_of([])
 Interval = tuple[float, float]

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from loadgen.compare.blocks import FAMILIES, THROUGHPUT
-from loadgen.compare.capacity import Capacities, CapacityRow, Carried
-from loadgen.compare.differences import (
+from loadgen.comparison.blocks import FAMILIES, THROUGHPUT
+from loadgen.comparison.capacity import Capacities, CapacityRow, Carried
+from loadgen.comparison.differences import (
     LAUNCH_SD,
     Comparison,
     Effect,
@@ -23,9 +23,9 @@ from loadgen.compare.differences import (
     decide,
     fail_on,
 )
-from loadgen.compare.gate import Finding
-from loadgen.compare.sides import read_side
-from loadgen.report.comparison import NAMES, markdown, percent, render, verdict_words
+from loadgen.comparison.gate import Finding
+from loadgen.comparison.sides import read_side
+from loadgen.report.compare import NAMES, markdown, percent, render, verdict_words
 from loadgen.report.terminal import SIMULATED
 
 GOLDEN = Path(__file__).parent / "golden" / "comparison.txt"

@@ -14,16 +14,16 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_reports import GOLDEN, level, manifest, summary
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as plain_families
-from test_reports import GOLDEN, level, manifest, summary
 
+from loadgen.analysis.slo import PercentileFigures, SloFigures
+from loadgen.analysis.summary import Summary
+from loadgen.analysis.verdicts import Verdict
 from loadgen.records import Manifest
 from loadgen.report import csv, markdown, openmetrics, texts
 from loadgen.report.entry import Entry, names_of
-from loadgen.slo import PercentileFigures, SloFigures
-from loadgen.summary import Summary
-from loadgen.verdicts import Verdict
 
 EVIL = "a|b`c`<script>alert(1)</script>\n| x | y |\n\n# @someone #12 [l](http://x.y) \\ *b* _i_ \x1b[31m\r &amp; ~~~"
 

@@ -19,8 +19,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import MS, failure, request
-from test_reports import level, manifest, summary
+from made_reports import level, manifest, summary
 
+from loadgen.analysis.slo import Slo, outcome
+from loadgen.analysis.summary import LevelSummary, Summary, summarize_run
 from loadgen.records import LevelMark, RequestRecord, encode_line
 from loadgen.report import html, terminal
 from loadgen.report.entry import Entry
@@ -35,8 +37,6 @@ from loadgen.report.page_data import (
     encode,
     read_page,
 )
-from loadgen.slo import Slo, outcome
-from loadgen.summary import LevelSummary, Summary, summarize_run
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = ROOT / "reports" / "vllm-0.25.1-h200-qwen1.5-4b-levels"

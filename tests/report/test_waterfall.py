@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from made_kernels import MIB, PEAKS, attempt, manifest, samples
 
+from loadgen.analysis.summary import LevelSummary, Summary, summarize_run
 from loadgen.microbench.cases import Step
 from loadgen.microbench.records import KernelRecord, Use, records_of
 from loadgen.microbench.steps import decode_step, no_sum, prefill_step
@@ -18,7 +19,6 @@ from loadgen.report.entry import Entry
 from loadgen.report.kernels import render as render_kernels
 from loadgen.report.page_data import read_page
 from loadgen.report.waterfall import ATTENTION, PROJECTIONS, STEP_KERNELS, Beside, read_beside, render, waterfalls
-from loadgen.summary import LevelSummary, Summary, summarize_run
 
 RUN = Path(__file__).parents[2] / "reports" / "vllm-0.25.1-h200-qwen1.5-4b-levels"
 

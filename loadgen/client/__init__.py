@@ -1,0 +1,1 @@
+"""What sends: pacing, the wire, and the worker processes. Imports no engine."""

@@ -1,0 +1,1 @@
+"""Engines times loads to run folders."""

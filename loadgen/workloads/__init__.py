@@ -1,0 +1,1 @@
+"""What is sent: prompts, the files that hold them, and synthetic ones."""
