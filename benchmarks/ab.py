@@ -25,13 +25,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from loadgen.analysis.slo import outcome, parse_slos
-from loadgen.analysis.summary import Measured, summarize_level
+from loadgen.analysis.measure import Measured, summarize_level
+from loadgen.analysis.outcome import outcome
+from loadgen.analysis.slo import parse_slos
 from loadgen.comparison.blocks import FAMILIES, THROUGHPUT
 from loadgen.comparison.capacity import Capacities, capacities
 from loadgen.comparison.differences import LAUNCH_SD, Comparison, compare
 from loadgen.comparison.sides import Side, SideLevel, sample_of
-from loadgen.records import LevelMark, Manifest, RequestRecord
+from loadgen.environment import Host
+from loadgen.loads import Closed, Load, Open
+from loadgen.records import ClientEntry, EngineEntry, LevelMark, LoadEntry, Manifest, RequestRecord, UnknownDataset
 from loadgen.report.compare import NAMES
 
 S = 1_000_000_000
@@ -75,7 +78,7 @@ def simulate(concurrency: int, rng: np.random.Generator, lengths: list[int], slo
     records, start_s = serve(rng, lengths, slower, WINDOW_S, concurrency=concurrency)
     start = int(start_s * S)
     return SideLevel(
-        load={"model": "closed", "concurrency": concurrency},
+        load=Closed(concurrency=concurrency),
         round=0,
         verdict=["VALID"],
         sample=sample_of(records, start, start + int(WINDOW_S * S)),
@@ -211,13 +214,13 @@ def _side(label: str) -> Side:
         command=["loadgen"],
         started_utc="",
         simulated=False,
-        host={},
-        engine={"kind": "model"},
-        dataset={"kind": "synthetic token ids"},
+        host=Host(),
+        engine=EngineEntry(kind="model"),
+        dataset=UnknownDataset(),
         seed=0,
-        load={},
+        load=LoadEntry(model=None, requests=None, duration_s=WINDOW_S, rounds=None, warmup=True, timeouts=None),
         levels=[],
-        client={},
+        client=ClientEntry(),
     )
     return Side(label=label, manifest=manifest, levels=[], sweep="one")
 
@@ -261,10 +264,10 @@ def capacity_pair(case: CapacityCase, rng: np.random.Generator) -> Capacities:
 def _measured(case: CapacityCase, load: float, rng: np.random.Generator, slower: float) -> Measured:
     lengths = rng.integers(*OUTPUT_TOKENS, 8000, endpoint=True).tolist()
     if case.name == "closed loop":
-        words: dict[str, object] = {"model": "closed", "concurrency": round(load)}
+        words: Load = Closed(concurrency=round(load))
         records, start_s = serve(rng, lengths, slower, case.window_s, concurrency=round(load))
     else:
-        words = {"model": "open", "rate_rps": load, "arrival": "poisson"}
+        words = Open(rate_rps=load, arrival="poisson")
         due = np.cumsum(rng.exponential(1 / load, int(load * (WARMUP_S + case.window_s) * 1.3))).tolist()
         records, start_s = serve(rng, lengths, slower, case.window_s, due_s=due)
     start, end = int(start_s * S), int((start_s + case.window_s) * S)

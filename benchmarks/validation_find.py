@@ -23,12 +23,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from validation_plan import ATTAINMENT, INPUT, OUTPUT, WARMUP_S, record, serve, truth_rps
 
-from loadgen.analysis.find import Ask, Find, Goal, Over, Probe, follow, found_by, probe_of
+from loadgen.analysis.figures import LevelSummary
+from loadgen.analysis.find import Ask, Find, Over, Probe, follow, found_by, probe_of
+from loadgen.analysis.measure import gather_steady, summarize
 from loadgen.analysis.slo import parse_slos
-from loadgen.analysis.summary import LevelSummary, gather_steady, summarize
 from loadgen.client.pacing import Arrivals, schedule
 from loadgen.engines.sim_model import GPUS, MODELS, BatchModel, Sequence
-from loadgen.records import LevelMark, RequestRecord
+from loadgen.loads import Closed, Open
+from loadgen.records import Goal, LevelMark, RequestRecord
 
 TRUTH_WINDOW_S = 180.0
 DURATION_S = 20.0
@@ -79,11 +81,11 @@ def measured(ask: Ask, index: int, seed: int, slo: str) -> LevelSummary:
     start, end = round(WARMUP_S * 1e9), round((WARMUP_S + ask.duration_s) * 1e9)
     mark = LevelMark(level=0, window_start_ns=start, window_end_ns=end)
     if ask.over == "rate":
-        load = {"model": "open", "rate_rps": ask.load, "arrival": "poisson", "max_in_flight": 4096}
+        load = Open(rate_rps=ask.load, arrival="poisson", max_in_flight=4096)
         times = schedule(Arrivals(kind="poisson", rate_rps=ask.load, seed=seed * 1_000_003 + index))
         records = serve(times, WARMUP_S + ask.duration_s)
     else:
-        load = {"model": "closed", "concurrency": int(ask.load)}
+        load = Closed(concurrency=int(ask.load))
         # What was sent in the window ends under the same load, which goes on behind it.
         records = serve_closed(int(ask.load), WARMUP_S + ask.duration_s + 20, 50_000 * (1 + seed))
         for one in records:

@@ -19,12 +19,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from loadgen.analysis.plan import Demand, Measured, Plan, make_plan
-from loadgen.analysis.slo import Outcome, outcome, parse_slos
-from loadgen.analysis.summary import summarize_level
+from loadgen.analysis.measure import Measured, summarize_level
+from loadgen.analysis.outcome import Outcome, outcome
+from loadgen.analysis.plan import Demand, Plan, make_plan
+from loadgen.analysis.slo import parse_slos, passes
 from loadgen.client.pacing import Arrivals, schedule
 from loadgen.engines.sim_model import GPUS, MODELS, BatchModel, Sequence
-from loadgen.records import LevelMark, Manifest, RequestRecord
+from loadgen.environment import Host
+from loadgen.loads import Open
+from loadgen.records import ClientEntry, EngineEntry, LevelMark, LoadEntry, Manifest, RequestRecord, UnknownDataset
 from loadgen.units import parse_share
 
 INPUT, OUTPUT = 256, 64
@@ -104,7 +107,7 @@ def truth_rps(kind: str, cv: float, slo: str, target: float, window_s: float) ->
             for one in serve(arrivals(kind, cv, rate, 900_001), TRUTH_S * window_s)
             if one.phase == "measure"
         ]
-        return sum(one.passes(slos) for one in found) / len(found)
+        return sum(passes(one, slos) for one in found) / len(found)
 
     low, high = 1.0, 120.0
     while high / low > 1.005:
@@ -117,7 +120,7 @@ def planned(kind: str, cv: float, slo: str, target: float, rates: list[float], w
     measured = []
     for index, rate in enumerate(rates):
         records = serve(arrivals(kind, cv, rate, 1000 * seed + index), WARMUP_S + window_s)
-        load = {"model": "open", "arrival": kind, "rate_rps": rate}
+        load = Open(arrival=kind, rate_rps=rate)
         start, end = round(WARMUP_S * 1e9), round((WARMUP_S + window_s) * 1e9)
         mark = LevelMark(level=0, window_start_ns=start, window_end_ns=end)
         level = summarize_level(load, records, [], mark)
@@ -126,13 +129,13 @@ def planned(kind: str, cv: float, slo: str, target: float, rates: list[float], w
         command=[],
         started_utc="",
         simulated=True,
-        host={},
-        engine={"kind": "sim"},
-        dataset={},
+        host=Host(),
+        engine=EngineEntry(kind="sim"),
+        dataset=UnknownDataset(),
         seed=seed,
-        load={},
+        load=LoadEntry(model="open", requests=None, duration_s=window_s, rounds=1, warmup=True, timeouts=None),
         levels=[],
-        client={},
+        client=ClientEntry(),
     )
     return make_plan("model", manifest, measured, Demand(slos=parse_slos(slo), attainment=target))
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from loadgen.analysis.gpu_figures import GPU_GAUGES
 from loadgen.analysis.metrics import METRICS
 from loadgen.analysis.server_metrics import METRICS as SERVER_METRICS
 from loadgen.analysis.stats import QUANTILES, quantile_floor
 from loadgen.analysis.verdicts import VERDICTS
-from loadgen.gpus import GPU_GAUGES
 
 TARGET = Path(__file__).parent / "metrics.md"
 

@@ -9,7 +9,6 @@ sheets, dense.
 
 from __future__ import annotations
 
-import math
 import re
 from contextlib import contextmanager
 from functools import partial
@@ -18,8 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from loadgen.clock import now_ns
-from loadgen.records import GpuReading, GpuSample
-from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,13 +37,6 @@ ARCHITECTURES: dict[tuple[int, int], tuple[str, str]] = {
 }
 FP8_SINCE = (8, 9)
 BF16_SINCE = (8, 0)
-
-
-# What a sample says of a GPU that is shown as mean, least and most.
-GPU_GAUGES = (
-    "power_w", "sm_clock_mhz", "memory_clock_mhz", "temperature_c", "utilization", "memory_utilization",
-    "memory_used_bytes",
-)  # fmt: skip
 
 
 class DataSheet(NamedTuple):
@@ -119,6 +109,29 @@ class Gpu(msgspec.Struct, kw_only=True):
     mig_enabled: bool = False
     mig_slices: list[MigSlice] = []
     processes: list[dict[str, Any]] = []
+
+
+class GpuReading(msgspec.Struct, kw_only=True):
+    """One GPU at one moment; None where NVML does not say. ``energy_j`` counts from the driver's start."""
+
+    uuid: str
+    power_w: float | None = None
+    energy_j: float | None = None
+    sm_clock_mhz: int | None = None
+    memory_clock_mhz: int | None = None
+    temperature_c: int | None = None
+    utilization: float | None = None
+    memory_utilization: float | None = None
+    memory_used_bytes: int | None = None
+    throttle: list[str] = []
+
+
+class GpuSample(msgspec.Struct, kw_only=True):
+    """A line of ``gpu.jsonl``; ``level`` is the one that was running."""
+
+    t_ns: int
+    level: int
+    gpus: list[GpuReading]
 
 
 def data_sheet(name: str) -> DataSheet | None:
@@ -284,51 +297,3 @@ def find_gpus() -> tuple[list[Gpu], str | None]:
     """The GPUs of this host and the driver's version; none without a driver."""
     with nvml() as session:
         return (session.gpus(), session.driver) if session is not None else ([], None)
-
-
-def gpu_figures(
-    samples: list[GpuSample], start_ns: int, end_ns: int, output_tokens: float | None
-) -> dict[str, Any] | None:
-    """What the GPUs did over the measured window; None without samples in it.
-
-    Energy is the difference of the card's own counter between the window's ends, interpolated
-    between samples; where a card has no counter, mean power times the window.
-
-    Args:
-        samples: of the level, in order.
-        start_ns, end_ns: the measured window.
-        output_tokens: generated inside the window; energy per token is of all GPUs together.
-    """
-    import numpy as np
-
-    devices = []
-    for uuid in dict.fromkeys(reading.uuid for sample in samples for reading in sample.gpus):
-        readings = [(s.t_ns, r) for s in samples for r in s.gpus if r.uuid == uuid]
-        inside = [r for t_ns, r in readings if start_ns <= t_ns <= end_ns]
-        if not inside:
-            continue
-        device: dict[str, Any] = {"uuid": uuid, "samples": len(inside)}
-        for name in GPU_GAUGES:
-            values = [v for r in inside if (v := getattr(r, name)) is not None]
-            if values:
-                device[name] = {"mean": math.fsum(values) / len(values), "min": min(values), "max": max(values)}
-        device["throttle"] = {
-            reason: sum(reason in r.throttle for r in inside) / len(inside)
-            for reason in THROTTLE_REASONS.values()
-            if any(reason in r.throttle for r in inside)
-        }
-        counter = [(t_ns, r.energy_j) for t_ns, r in readings if r.energy_j is not None]
-        if len(counter) >= 2:
-            at = np.interp([start_ns, end_ns], [t for t, _ in counter], [float(e) for _, e in counter])
-            device["energy_j"] = float(at[1] - at[0])
-        elif "power_w" in device:
-            device["energy_j"] = device["power_w"]["mean"] * (end_ns - start_ns) / NS_PER_S
-        devices.append(device)
-    if not devices:
-        return None
-    energies = [device["energy_j"] for device in devices if "energy_j" in device]
-    known = len(energies) == len(devices) and output_tokens
-    return {
-        "devices": devices,
-        "energy_per_output_token_j": math.fsum(energies) / output_tokens if known and output_tokens else None,
-    }

@@ -12,9 +12,12 @@ A further kind of load (sessions, a mix of classes) is a further struct with the
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
 import msgspec
+
+from loadgen.errors import UsageError
 
 
 class Closed(msgspec.Struct, frozen=True, kw_only=True, tag_field="model", tag="closed", omit_defaults=True):
@@ -54,9 +57,19 @@ class Closed(msgspec.Struct, frozen=True, kw_only=True, tag_field="model", tag="
         return self.concurrency or None
 
     @property
+    def unit(self) -> str:
+        """Of ``value``."""
+        return "in flight"
+
+    @property
     def column(self) -> tuple[str, str]:
-        """The head of a column of such loads, in two lines."""
+        """The head of a narrow column of such loads, in two lines."""
         return "in", "flight"
+
+    @property
+    def key(self) -> Closed:
+        """Equal for loads that are compared with each other."""
+        return msgspec.structs.replace(self, round=None)
 
 
 class Open(msgspec.Struct, frozen=True, kw_only=True, tag_field="model", tag="open", omit_defaults=True):
@@ -100,9 +113,19 @@ class Open(msgspec.Struct, frozen=True, kw_only=True, tag_field="model", tag="op
         return None
 
     @property
+    def unit(self) -> str:
+        """Of ``value``."""
+        return "requests/s"
+
+    @property
     def column(self) -> tuple[str, str]:
-        """The head of a column of such loads, in two lines."""
+        """The head of a narrow column of such loads, in two lines."""
         return "rate", "per s"
+
+    @property
+    def key(self) -> Open:
+        """Equal for loads that are compared with each other: what only bounds the load is left out."""
+        return msgspec.structs.replace(self, round=None, max_in_flight=None)
 
 
 class AllAtOnce(msgspec.Struct, frozen=True, kw_only=True, tag_field="model", tag="all at once", omit_defaults=True):
@@ -137,10 +160,22 @@ class AllAtOnce(msgspec.Struct, frozen=True, kw_only=True, tag_field="model", ta
         return None
 
     @property
+    def unit(self) -> str:
+        """Of ``value``."""
+        return "requests at once"
+
+    @property
     def column(self) -> tuple[str, str]:
-        """The head of a column of such loads, in two lines."""
+        """The head of a narrow column of such loads, in two lines."""
         return "at", "once"
 
+    @property
+    def key(self) -> AllAtOnce:
+        """Equal for loads that are compared with each other."""
+        return msgspec.structs.replace(self, round=None)
+
+
+ArrivalKind = Literal["constant", "poisson", "gamma", "replay"]
 
 Load: TypeAlias = Closed | Open | AllAtOnce
 
@@ -153,6 +188,56 @@ def _round_before(words: str, index: int | None) -> str:
     return words if index is None else f"{index + 1}/{words}"
 
 
+def parse_arrival(text: str) -> tuple[ArrivalKind, float]:
+    """Kind and coefficient of variation from ``poisson``, ``constant``, ``gamma:2`` or ``replay``.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    kind, colon, value = text.partition(":")
+    if kind == "gamma":
+        try:
+            cv = float(value)
+        except ValueError:
+            cv = 0.0
+        if not colon or not 0.01 <= cv <= 100:
+            raise UsageError(
+                f"--arrival {text}: gamma takes a coefficient of variation from 0.01 to 100, such as gamma:2"
+            )
+        return "gamma", cv
+    if colon or kind not in ("constant", "poisson", "replay"):
+        raise UsageError(f"--arrival takes poisson, constant, gamma:CV or replay, not {text!r}")
+    return kind, 0.0 if kind == "constant" else 1.0  # type: ignore[return-value]
+
+
+def arrival_text(kind: ArrivalKind, cv: float) -> str:
+    """As ``--arrival`` takes it."""
+    return f"gamma:{cv:g}" if kind == "gamma" else kind
+
+
+def kind_of(load: Load) -> str:
+    """The tag of the load's kind, as JSON has it in ``model``: ``closed``, ``open`` or ``all at once``."""
+    return str(load.__struct_config__.tag)
+
+
+def sort_key(load: Load) -> tuple[str, float]:
+    """Sorts loads by their kind, then by their size."""
+    return kind_of(load), load.value
+
+
 def without_round(load: Load) -> Load:
-    """The load that the rounds of it have in common."""
+    """The load that its rounds have in common."""
     return msgspec.structs.replace(load, round=None)
+
+
+def in_words(loads: Sequence[Load]) -> str:
+    """All levels in a sentence: ``closed loop at 1, 8 in flight``; ``no level`` where there is none."""
+
+    def values(kind: type[Load]) -> str:
+        return ", ".join(dict.fromkeys(f"{load.value:g}" for load in loads if isinstance(load, kind)))
+
+    words = [f"closed loop at {values(Closed)} in flight"] if values(Closed) else []
+    if values(Open):
+        arrivals = ", ".join(dict.fromkeys(str(load.arrival) for load in loads if isinstance(load, Open)))
+        words.append(f"open loop at {values(Open)} requests/s, {arrivals} arrivals, latencies from when each was due")
+    return " and ".join(words) or "no level"

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import msgspec
 
 from loadgen.errors import RunFolderError
+from loadgen.loads import Load
 from loadgen.records import FORMAT_VERSION, UNREADABLE, read_manifest
 
 RUNS_FILE = "runs.json"
@@ -100,7 +101,7 @@ def _read_index(folder: Path) -> RunIndex | None:
 class LevelEntry(msgspec.Struct, kw_only=True):
     """What a listing says of a level."""
 
-    load: dict[str, Any]
+    load: Load
     verdict: str
 
 
@@ -137,7 +138,7 @@ class _Verdict(msgspec.Struct):
 
 
 class _Level(msgspec.Struct):
-    load: dict[str, Any]
+    load: Load
     verdict: _Verdict
 
 
@@ -285,11 +286,10 @@ def _run(name: str, folder: Path) -> RunEntry:
     except ValueError:
         return _unreadable(entry, f"manifest.json: started_utc is no time: {manifest.started_utc!r}")
     entry.started_utc = _utc(started)
-    entry.engine, entry.version = _text(manifest.engine.get("kind")), _text(manifest.engine.get("version"))
-    entry.model = _text(manifest.engine.get("model"))
+    entry.engine, entry.version = manifest.engine.kind, manifest.engine.version
+    entry.model = manifest.engine.model
     entry.simulated = manifest.simulated
-    find = manifest.load.get("find")
-    entry.search = _text(find.get("kind")) if isinstance(find, dict) else None
+    entry.search = None if manifest.load.find is None else manifest.load.find.kind
     entry.planned = len(manifest.levels)
     try:
         summary = msgspec.json.decode((folder / "summary.json").read_bytes(), type=_Summary)

@@ -7,8 +7,11 @@ from typing import Any
 
 import msgspec
 
-from loadgen.analysis.metrics import LevelAccumulator, LevelFigures, level_figures
-from loadgen.records import ClientSample, RequestError, RequestRecord
+from loadgen.analysis.figures import LevelFigures
+from loadgen.analysis.gather import LevelAccumulator
+from loadgen.analysis.level import level_figures
+from loadgen.loads import Closed
+from loadgen.records import ClientSample, EngineEntry, Manifest, RequestError, RequestRecord, manifest_of
 
 MS = 1_000_000
 
@@ -74,14 +77,37 @@ def figures_of(
     gathered = LevelAccumulator(start * MS, end * MS)
     for record in records:
         gathered.add(record)
-    return level_figures({"model": "closed", "concurrency": concurrency}, gathered, list(samples))
+    return level_figures(Closed(concurrency=concurrency), gathered, list(samples))
 
 
 def changed(figures: LevelFigures, **fields: Any) -> LevelFigures:
     """The same figures with other fields; a dict replaces only the keys that it has."""
     merged = {
-        name: {**old, **value} if isinstance(value, dict) and isinstance(old, dict) else value
+        name: msgspec.structs.replace(old, **value)
+        if isinstance(value, dict) and isinstance(old, msgspec.Struct)
+        else value
         for name, value in fields.items()
         for old in [getattr(figures, name)]
     }
     return msgspec.structs.replace(figures, **merged)
+
+
+def manifest_from(**fields: Any) -> Manifest:
+    """A manifest from what manifest.json would hold; what is not given of load, dataset and GPUs is made up."""
+    load = {"model": None, "requests": None, "duration_s": None, "rounds": None, "warmup": None, "timeouts": None}
+    gpu = {
+        "index": 0, "uuid": "GPU-0", "name": "a GPU", "memory_bytes": 0, "memory_used_bytes": 0,
+        "compute_capability": [9, 0], "architecture": "Hopper",
+    }  # fmt: skip
+    fields["load"] = load | fields["load"]
+    fields["dataset"] = fields["dataset"] or {"kind": "unknown"}
+    fields["gpus"] = [gpu | one for one in fields.get("gpus", [])]
+    levels = [one if isinstance(one, dict) else msgspec.to_builtins(one) for one in fields["levels"]]
+    return manifest_of({**fields, "levels": levels})
+
+
+def engine_with(engine: EngineEntry, **fields: Any) -> EngineEntry:
+    """The same engine with other fields or facts."""
+    known = {name: value for name, value in fields.items() if name in EngineEntry.__struct_fields__}
+    facts = {name: value for name, value in fields.items() if name not in known}
+    return msgspec.structs.replace(engine, **known, facts={**engine.facts, **facts})

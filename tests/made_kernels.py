@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from loadgen.environment import Host
 from loadgen.microbench.cases import ModelShape
 from loadgen.microbench.records import Attempt, CaseSamples, DeviceFacts, KernelManifest, KernelTimes, Peaks, Use
 from loadgen.microbench.rotation import Rotation
@@ -19,7 +20,7 @@ def manifest(**fields: Any) -> KernelManifest:
     made: dict[str, Any] = {
         "command": ["loadgen", "kernels", "bench"],
         "started_utc": "2026-11-24T06:00:00+00:00",
-        "host": {},
+        "host": Host(),
         "gpus": [{"uuid": "GPU-1", "bandwidth_gbs": 4800, "bf16_tflops": 989}],
         "driver": "580",
         "device": DeviceFacts(

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loadgen.analysis.summary import LevelSummary, Summary, summarize_level
+from made import manifest_from
+
+from loadgen.analysis.figures import LevelSummary
+from loadgen.analysis.measure import summarize_level
+from loadgen.analysis.summary import Summary
+from loadgen.loads import Closed
 from loadgen.records import ClientSample, LevelMark, Manifest, RequestError, RequestRecord
 
 GOLDEN = Path(__file__).parent / "report" / "golden"
@@ -73,11 +78,11 @@ def level(
         for tenth in range(11)
     ]
     mark = LevelMark(level=index, window_start_ns=0, window_end_ns=window, interrupted=interrupted)
-    return summarize_level({"model": "closed", "concurrency": concurrency}, records, samples, mark)
+    return summarize_level(Closed(concurrency=concurrency), records, samples, mark)
 
 
 def manifest(*, simulated: bool = True, model: str = "sim-qwen1.5-4b") -> Manifest:
-    return Manifest(
+    return manifest_from(
         command=["loadgen", "sweep", "--concurrency", "1,8,64"],
         started_utc="2026-01-02T03:04:05+00:00",
         simulated=simulated,

@@ -19,8 +19,8 @@ import pytest
 from made import MS
 
 from loadgen import gpus
-from loadgen.gpus import ARCHITECTURES, DATA_SHEETS, Gpu, MigSlice, data_sheet, find_gpus, gpu_figures, nvml
-from loadgen.records import GpuReading, GpuSample
+from loadgen.analysis.gpu_figures import gpu_figures
+from loadgen.gpus import ARCHITECTURES, DATA_SHEETS, Gpu, GpuReading, GpuSample, MigSlice, data_sheet, find_gpus, nvml
 
 FAKE = Path(__file__).parent / "fakes" / "nvml"
 GIB = 2**30
@@ -397,7 +397,8 @@ def beside(first: list[GpuSample], second: list[GpuSample]) -> list[GpuSample]:
 def figures(taken: list[GpuSample], tokens: float | None = 800) -> dict[str, Any]:
     found = gpu_figures(taken, *WINDOW, tokens)
     assert found is not None
-    return found
+    figures: dict[str, Any] = msgspec.to_builtins(found)
+    return figures
 
 
 def test_energy_is_interpolated_between_the_samples_around_the_window() -> None:

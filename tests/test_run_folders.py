@@ -10,10 +10,12 @@ from typing import Any
 import msgspec
 import pytest
 from click.testing import CliRunner, Result
+from made import manifest_from
 
 from loadgen.cli.main import cli
 from loadgen.errors import RunFolderError, UsageError
-from loadgen.records import Manifest, write_json
+from loadgen.loads import Closed
+from loadgen.records import write_json, write_manifest
 from loadgen.report.listing import age, render
 from loadgen.run_folders import RUNS_FILE, RunIndex, find_run, list_runs
 
@@ -26,13 +28,13 @@ def run(
 ) -> Path:
     """A run that was started so long before NOW; without verdicts it was killed."""
     folder.mkdir(parents=True)
-    loads: list[dict[str, Any]] = [{"model": "closed", "concurrency": 2**i} for i in range(planned)]
+    loads: list[dict[str, Any]] = [Closed(concurrency=2**i) for i in range(planned)]
     engine = {"kind": "vllm", "version": "0.25.1", "model": "M"}
-    manifest = Manifest(
+    manifest = manifest_from(
         command=[], started_utc=(NOW - timedelta(hours=hours)).isoformat(), host={}, dataset={}, seed=0,
         levels=loads, client={}, **{"simulated": False, "engine": engine, "load": {}, **fields},
     )  # fmt: skip
-    write_json(folder / "manifest.json", manifest)
+    write_manifest(folder, manifest)
     (folder / "records.jsonl").touch()
     if verdicts is not None:
         pairs = zip(loads, verdicts, strict=False)
@@ -144,7 +146,11 @@ def test_the_text(tmp_path: Path) -> None:
 
 
 def test_a_search_is_named_and_its_levels_are_only_counted(tmp_path: Path) -> None:
-    run(tmp_path / "a", load={"model": "search", "find": {"kind": "capacity"}})
+    goal = {
+        "kind": "capacity", "over": "rate", "start": 1, "highest": 2, "duration_s": 1, "max_duration_s": 1,
+        "max_find_s": 1,
+    }  # fmt: skip
+    run(tmp_path / "a", load={"model": "search", "find": goal})
     assert "; M; search for the capacity over 2 levels\n" in render(list_runs([tmp_path]), NOW)
 
 

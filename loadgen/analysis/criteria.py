@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
+from loadgen.analysis.figures import ServerFigures
 from loadgen.analysis.slo import Slo, SloFigures
 
 Word = Literal["holds", "breaks", "undecided", "not counted"]
@@ -116,7 +117,7 @@ def _needed(criterion: Criterion, slots: int | None) -> int:
     return max(needed, math.ceil(needed * criterion.requests / effective)) if effective else needed
 
 
-def binds(figures: SloFigures, server: dict[str, Any], load: str) -> str:
+def binds(figures: SloFigures, server: ServerFigures | None, load: str) -> str:
     """What a load that breaks the objectives breaks first, in words.
 
     Args:
@@ -129,8 +130,11 @@ def binds(figures: SloFigures, server: dict[str, Any], load: str) -> str:
         shares.insert(0, (figures.failed / figures.offered, "errors"))
     missed, name = max(shares, default=(0.0, ""), key=lambda pair: pair[0])
     words = f"{name}: missed by {missed:.1%} of requests at {load}" if missed else f"the SLO, at {load}"
-    if (server.get("kv_cache_usage") or {}).get("max", 0) >= FULL_CACHE:
+    if server is None:
+        return words
+    cache, waiting = server.kv_cache_usage, server.requests_waiting
+    if cache is not None and cache.max >= FULL_CACHE:
         words += "; the KV cache was full there"
-    elif (server.get("requests_waiting") or {}).get("mean", 0) >= 1:
-        words += f"; {server['requests_waiting']['mean']:.0f} requests waited in the engine's queue there"
+    elif waiting is not None and waiting.mean >= 1:
+        words += f"; {waiting.mean:.0f} requests waited in the engine's queue there"
     return words

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 
@@ -44,15 +44,17 @@ from loadgen.analysis.criteria import (
     word_of,
 )
 from loadgen.analysis.slo import SloFigures, parse_slos
+from loadgen.loads import Open
+from loadgen.records import Goal
 
 if TYPE_CHECKING:
-    from loadgen.analysis.summary import LevelSummary
+    from loadgen.analysis.figures import LevelSummary
 
 Kind = Literal["capacity", "knee"]
 Over = Literal["concurrency", "rate"]
 Purpose = Literal["search", "confirm", "knee"]
 Ends = tuple[float | None, float | None]
-Measured = tuple[float, float]
+Interval = tuple[float, float]
 
 NEAR = 1.10  # ends of the gap that are no further apart than this are near enough
 LONGER = 3.0  # so many times as long is an undecided load measured again
@@ -73,29 +75,6 @@ BLOCKS = {
     "OUTPUT_MISMATCH": "the server did not return as many tokens as were asked for",
     "INTERRUPTED": "the level did not run to its end",
 }
-
-
-class Goal(msgspec.Struct, kw_only=True, frozen=True):
-    """What is looked for; the manifest's ``load.find``.
-
-    Attributes:
-        over: what is raised.
-        start: the first load: requests in flight or requests/s.
-        highest: load beyond which nothing is tried.
-        slo, attainment: of a capacity: as ``--slo`` takes it, and the share of requests that keep it.
-        duration_s, max_duration_s: of a probe, and of one that is measured for longer.
-        max_find_s: of the whole search; the one bound that is not decided here.
-    """
-
-    kind: Kind
-    over: Over
-    start: float
-    highest: float
-    slo: str = ""
-    attainment: float = 0.99
-    duration_s: float
-    max_duration_s: float
-    max_find_s: float
 
 
 class Ask(NamedTuple):
@@ -134,18 +113,18 @@ class Probe(msgspec.Struct, kw_only=True):
     load: float
     duration_s: float
     rate_rps: float | None = None
-    rate_ci95_rps: Measured | None = None
+    rate_ci95_rps: Interval | None = None
     share: float | None = None
-    ci95: Measured | None = None
+    ci95: Interval | None = None
     word: Word
     favourable: bool = False
     needed: int | None = None
     binds: str | None = None
     statuses: list[str] = []
     throughput_tps: float | None = None
-    throughput_ci95_tps: Measured | None = None
+    throughput_ci95_tps: Interval | None = None
     e2e_s: float | None = None
-    e2e_ci95_s: Measured | None = None
+    e2e_ci95_s: Interval | None = None
 
     @property
     def blocked(self) -> str | None:
@@ -167,14 +146,14 @@ class Knee(msgspec.Struct, kw_only=True):
     """
 
     max_rps: float
-    max_ci95_rps: Measured | None = None
+    max_ci95_rps: Interval | None = None
     single_s: float
-    single_ci95_s: Measured | None = None
+    single_ci95_s: Interval | None = None
     in_flight: float
-    in_flight_ci95: Measured | None = None
+    in_flight_ci95: Interval | None = None
     level: int | None = None
     share_of_max: float | None = None
-    share_ci95: Measured | None = None
+    share_ci95: Interval | None = None
     e2e_s: float | None = None
 
 
@@ -276,10 +255,10 @@ def found_by(goal: Goal, seen: Sequence[Probe], stopped: str = "stopped before i
 
 def probe_of(goal: Goal, level: LevelSummary) -> Probe:
     """A measured level as the search sees it."""
-    is_open = level.load.get("model") == "open"
+    is_open = isinstance(level.load, Open)
     probe = Probe(
         over="rate" if is_open else "concurrency",
-        load=float(level.load["rate_rps" if is_open else "concurrency"]),
+        load=level.load.value,
         duration_s=level.duration_s,
         word="undecided",
         statuses=list(dict.fromkeys(reason.status for reason in level.verdict.reasons)),
@@ -311,7 +290,7 @@ def probe_of(goal: Goal, level: LevelSummary) -> Probe:
         probe.needed = needed_if_all_keep(criteria, None if is_open else int(probe.load))
     if probe.word == "breaks":
         load = f"{probe.load:g} requests/s" if is_open else f"{probe.load:g} in flight"
-        probe.binds = binds(level.slo, level.server or {}, load)
+        probe.binds = binds(level.slo, level.server, load)
     return probe
 
 
@@ -582,8 +561,8 @@ def _unsure(probe: Probe) -> bool:
 
 
 def ratio(
-    value: float | None, interval: Measured | None, other: float | None, other_interval: Measured | None
-) -> Measured:
+    value: float | None, interval: Interval | None, other: float | None, other_interval: Interval | None
+) -> Interval:
     """The 95 % interval of value / other, of two independent figures: their relative half widths, in logarithms,
     add up as squares. From 0 to infinity where one is not known."""
     if not value or not other or interval is None or other_interval is None:
@@ -592,12 +571,12 @@ def ratio(
     return value / other * math.exp(-spread), value / other * math.exp(spread)
 
 
-def _gain(probe: Probe, other: Probe) -> Measured:
+def _gain(probe: Probe, other: Probe) -> Interval:
     """The output throughput of one over that of the other."""
     return ratio(probe.throughput_tps, probe.throughput_ci95_tps, other.throughput_tps, other.throughput_ci95_tps)
 
 
-def _relative(value: float, interval: Measured) -> float:
+def _relative(value: float, interval: Interval) -> float:
     return (interval[1] - interval[0]) / 2 / value
 
 
@@ -627,16 +606,15 @@ def _knee_of(probes: Sequence[Probe]) -> Knee | None:
     return knee
 
 
-def find_of(written: dict[str, Any], levels: Sequence[LevelSummary]) -> Find | None:
+def find_of(goal: Goal, levels: Sequence[LevelSummary]) -> Find | None:
     """What a run folder's levels tell of what was looked for.
 
     Args:
-        written: the manifest's ``load.find``.
+        goal: the manifest's ``load.find``.
 
     Returns:
         None where the levels are not those of this search, as in a run of another version.
     """
-    goal = msgspec.convert(written, Goal)
     try:
         return found_by(goal, [probe_of(goal, level) for level in levels])
     except ValueError:

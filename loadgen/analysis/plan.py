@@ -34,12 +34,11 @@ from loadgen.analysis.criteria import (
     tightest,
     word_of,
 )
+from loadgen.analysis.figures import LevelSummary
+from loadgen.analysis.measure import Measured, measure_run
 from loadgen.analysis.slo import Slo, parse_slos
-from loadgen.analysis.summary import LevelSummary, Measured, measure_run
-from loadgen.client.pacing import parse_arrival
-from loadgen.comparison.gate import engine_arguments, prompt_source
-from loadgen.comparison.sides import load_name
 from loadgen.errors import UsageError
+from loadgen.loads import Closed, Open, parse_arrival
 from loadgen.records import Manifest
 
 if TYPE_CHECKING:
@@ -247,9 +246,9 @@ def plan_run(run: Path, slos: list[Slo] | None = None, **demand: Any) -> Plan:
     """
     manifest, _, measured = measure_run(run, ())
     if slos is None:
-        if not manifest.load.get("slo"):
+        if not manifest.load.slo:
             raise UsageError(f"{run}: the sweep had no objectives; give --slo ttft=500ms,tpot=50ms")
-        slos = parse_slos(manifest.load["slo"])
+        slos = parse_slos(manifest.load.slo)
     return make_plan(run.name, manifest, measured, Demand(slos=slos, **demand))
 
 
@@ -260,19 +259,19 @@ def make_plan(run: str, manifest: Manifest, measured: list[Measured], demand: De
         run: its name.
         measured: in any order.
     """
-    closed = [one for one in measured if one.level.load.get("model") == "closed"]
+    closed = [one for one in measured if isinstance(one.level.load, Closed)]
     left_out = len(closed) if len(closed) < len(measured) else 0
     if left_out:
-        measured = [one for one in measured if one.level.load.get("model") != "closed"]
+        measured = [one for one in measured if not isinstance(one.level.load, Closed)]
     points = points_of(measured, demand.slos, demand.attainment)
-    owned = len(manifest.engine.get("gpu_uuids") or [])
+    owned = len(manifest.engine.gpu_uuids)
     engine = manifest.engine
     plan = Plan(
         run=run,
-        engine=" ".join(str(word) for word in (engine.get("kind"), engine.get("version")) if word),
+        engine=engine.name,
         simulated=manifest.simulated,
         workload=_workload(measured),
-        gpu=manifest.gpus[0]["name"] if manifest.gpus and owned else "",
+        gpu=manifest.gpus[0].name if manifest.gpus and owned else "",
         gpus_per_replica=demand.gpus or owned or 1,
         demand=demand,
         points=points,
@@ -298,7 +297,7 @@ def make_plan(run: str, manifest: Manifest, measured: list[Measured], demand: De
     plan.total_tps = scaled(capacity, plan.total_tokens)
     plan.in_flight = None if lower.level.e2e_s.mean is None else capacity[0] * lower.level.e2e_s.mean
     plan.scale_at_rps = capacity[0] * (1 - demand.headroom)
-    plan.energy_j_per_output_token = (lower.level.gpu or {}).get("energy_per_output_token_j")
+    plan.energy_j_per_output_token = None if lower.level.gpu is None else lower.level.gpu.energy_per_output_token_j
     if demand.gpu_hour is not None:
         hourly = demand.gpu_hour * plan.gpus_per_replica
         plan.per_thousand_requests = _cost(hourly, capacity, 1e3)
@@ -466,8 +465,7 @@ def _point(index: int, one: Measured, slos: list[Slo], attainment: float) -> Poi
     level = one.level
     figures = one.figures(slos)
     criteria = criteria_of(figures, slos, attainment)
-    load = {key: value for key, value in level.load.items() if key != "round"}
-    slots = load.get("concurrency")
+    slots = level.load.slots
     rate, ci95 = _rate(level)
     statuses = {reason.status for reason in level.verdict.reasons}
     word = word_of(criteria)
@@ -486,7 +484,7 @@ def _point(index: int, one: Measured, slos: list[Slo], attainment: float) -> Poi
         why = f"{most:,} requests leave it open; {advice}"
     return Point(
         index=index,
-        load=load_name(load),
+        load=level.load.name,
         rate_rps=rate or 0.0,
         rate_ci95_rps=ci95,
         concurrency=slots,
@@ -498,9 +496,8 @@ def _point(index: int, one: Measured, slos: list[Slo], attainment: float) -> Poi
 
 
 def _rate(level: LevelSummary) -> tuple[float | None, tuple[float, float]]:
-    if level.load.get("model") == "open":
-        rate = float(level.load["rate_rps"])
-        return rate, (rate, rate)
+    if isinstance(level.load, Open):
+        return level.load.rate_rps, (level.load.rate_rps, level.load.rate_rps)
     found = level.request_throughput_rps
     if not found:
         return None, (0.0, 0.0)
@@ -512,22 +509,22 @@ def _binds(broken: Point | None, measured: list[Measured], slos: list[Slo]) -> s
     if broken is None:
         return "nothing up to the highest load of the sweep: the limit was not found"
     one = measured[broken.index]
-    return binds(one.figures(slos), one.level.server or {}, broken.load)
+    return binds(one.figures(slos), one.level.server, broken.load)
 
 
 def _setting(manifest: Manifest) -> dict[str, str]:
     engine = manifest.engine
-    words = {key: str(engine.get(key)) for key in ("kind", "version", "model", "endpoint", "dummy_weights")}
+    words = {key: str(getattr(engine, key)) for key in ("kind", "version", "model", "endpoint", "dummy_weights")}
     return words | {
-        "arguments": " ".join(engine_arguments(manifest)),
-        "gpus": ", ".join(str(gpu.get("name")) for gpu in manifest.gpus),
-        "prompts": prompt_source(manifest),
+        "arguments": " ".join(engine.arguments),
+        "gpus": ", ".join(gpu.name for gpu in manifest.gpus),
+        "prompts": manifest.dataset.source,
         "simulated": str(manifest.simulated),
     }
 
 
 def _arrival(measured: list[Measured]) -> str | None:
-    kinds = {str(m.level.load.get("arrival")) if m.level.load.get("model") == "open" else None for m in measured}
+    kinds = {m.level.load.arrival if isinstance(m.level.load, Open) else None for m in measured}
     return kinds.pop() if len(kinds) == 1 else None
 
 
@@ -571,7 +568,7 @@ def _limits(plan: Plan, manifest: Manifest, measured: list[Measured], found: Bra
             f"{capacity[0]:.3g} and plan that run."
         )
     else:
-        kinds = sorted({str(m.level.load.get("arrival", "unknown")) for m in measured})
+        kinds = sorted({getattr(m.level.load, "arrival", None) or "unknown" for m in measured})
         words.append(_burst_advice(", ".join(kinds)))
         seconds = min(m.level.duration_s for m in measured)
         words.append(
@@ -582,7 +579,7 @@ def _limits(plan: Plan, manifest: Manifest, measured: list[Measured], found: Bra
         words.append("Replicas are taken to share the traffic evenly, and to be alike.")
     if assumed and plan.demand.gpu_hour is not None:
         words.append("The run names no GPU of its engine: one a replica is assumed; --gpus-per-replica says otherwise.")
-    if manifest.engine.get("dummy_weights"):
+    if manifest.engine.dummy_weights:
         words.append("The engine had made-up weights: real ones may stop or speculate otherwise.")
     return words
 

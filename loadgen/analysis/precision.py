@@ -13,14 +13,12 @@ how often the intervals hold the truth with one look and with two.
 
 from __future__ import annotations
 
-from typing import Any
-
-import msgspec
-
+from loadgen.analysis.figures import Reached
+from loadgen.analysis.gather import LevelAccumulator
 from loadgen.analysis.intervals import mean_interval, rate_interval
-from loadgen.analysis.metrics import LevelAccumulator, latencies, slots_of
+from loadgen.analysis.level import latencies
 from loadgen.analysis.steady import SteadyWindow
-from loadgen.records import Ended
+from loadgen.loads import Load
 from loadgen.units import NS_PER_S
 
 GROWTH = 1.5
@@ -29,27 +27,6 @@ MIN_REQUESTS = 200  # fewer, or fewer turns of a closed loop's slots, do not tel
 MIN_TURNS = 10
 
 NAMES = {"ttft_mean_s": "mean TTFT", "tpot_mean_s": "mean TPOT", "output_throughput_tps": "output throughput"}
-
-Reached = dict[str, float | None]
-
-
-class Precision(msgspec.Struct, kw_only=True):
-    """What was asked of a level, and what it came to.
-
-    Attributes:
-        asked: relative half width, 0.05 for 5 %.
-        reached: by the names of :data:`NAMES`, of the figures that the level has; None where a figure
-            has no interval.
-        met: whether all of them are at most what was asked.
-        ended: why the level ended: ``precision``, ``budget`` (--max-duration) or ``interrupted``.
-        looks: how often it was looked at.
-    """
-
-    asked: float
-    reached: Reached
-    met: bool
-    ended: Ended
-    looks: int
 
 
 class Looks:
@@ -90,14 +67,14 @@ def half_width(value: float | None, interval: tuple[float, float] | None) -> flo
     return None if not value or interval is None else (interval[1] - interval[0]) / 2 / abs(value)
 
 
-def reached(load: dict[str, Any], gathered: LevelAccumulator) -> Reached:
+def reached(load: Load, gathered: LevelAccumulator) -> Reached:
     """How well the requests of a level's steady window know its figures: those of summary.json."""
     outcomes = sorted(gathered.outcomes, key=lambda one: (one.issued_ns, one.seq))
     found: Reached = {}
     for name, field in (("ttft_mean_s", "ttft_s"), ("tpot_mean_s", "tpot_s")):
         values = latencies(outcomes, field)
         if len(values):
-            found[name] = half_width(float(values.mean()), mean_interval(values, period=slots_of(load)))
+            found[name] = half_width(float(values.mean()), mean_interval(values, period=load.slots))
     window_s = (gathered.end_ns - gathered.start_ns) / NS_PER_S
     if gathered.window_output and window_s > 0:
         rate = gathered.window_output / window_s
@@ -105,9 +82,9 @@ def reached(load: dict[str, Any], gathered: LevelAccumulator) -> Reached:
     return found
 
 
-def tells(load: dict[str, Any], gathered: LevelAccumulator, steady: SteadyWindow) -> bool:
+def tells(load: Load, gathered: LevelAccumulator, steady: SteadyWindow) -> bool:
     """Whether a look may be believed: the level has requests enough, and is not seen to drift."""
-    needed = max(MIN_REQUESTS, MIN_TURNS * (slots_of(load) or 0))
+    needed = max(MIN_REQUESTS, MIN_TURNS * (load.slots or 0))
     return gathered.completed >= needed and steady.steady is not False
 
 

@@ -16,14 +16,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from loadgen.analysis.stats import CONFIDENCE
+from loadgen.loads import Load, without_round
 
 if TYPE_CHECKING:
-    from loadgen.analysis.summary import LevelSummary
+    from loadgen.analysis.figures import LevelSummary
 
 MIN_ROUNDS = 2
 
@@ -65,7 +66,7 @@ class RoundSpread(msgspec.Struct, kw_only=True):
             fewer than two.
     """
 
-    load: dict[str, Any]
+    load: Load
     rounds: int
     left_out: list[str] = []
     metrics: dict[str, Spread] = {}
@@ -73,13 +74,12 @@ class RoundSpread(msgspec.Struct, kw_only=True):
 
 def over_rounds(levels: Sequence[LevelSummary]) -> list[RoundSpread]:
     """Of each load that was measured in rounds, smallest first; empty for a sweep of a single round."""
-    loads: dict[tuple[tuple[str, Any], ...], list[LevelSummary]] = {}
+    loads: dict[Load, list[LevelSummary]] = {}
     for level in levels:
-        if "round" in level.load:
-            key = tuple((name, value) for name, value in level.load.items() if name != "round")
-            loads.setdefault(key, []).append(level)
-    found = [_of_load(dict(key), same) for key, same in loads.items()]
-    return sorted(found, key=lambda one: float(one.load.get("rate_rps") or one.load.get("concurrency") or 0))
+        if level.load.round is not None:
+            loads.setdefault(without_round(level.load), []).append(level)
+    found = [_of_load(load, same) for load, same in loads.items()]
+    return sorted(found, key=lambda one: one.load.value)
 
 
 def spread(figures: Sequence[float], errors: Sequence[float | None]) -> Spread:
@@ -103,14 +103,14 @@ def spread(figures: Sequence[float], errors: Sequence[float | None]) -> Spread:
     return found
 
 
-def _of_load(load: dict[str, Any], levels: list[LevelSummary]) -> RoundSpread:
+def _of_load(load: Load, levels: list[LevelSummary]) -> RoundSpread:
     counted = [level for level in levels if level.verdict.status == "VALID"]
     found = RoundSpread(
         load=load,
         rounds=len(counted),
         left_out=[
-            f"round {level.load['round'] + 1}: {level.verdict.status}"
-            for level in sorted(levels, key=lambda level: int(level.load["round"]))
+            f"round {_round(level) + 1}: {level.verdict.status}"
+            for level in sorted(levels, key=lambda level: _round(level))
             if level.verdict.status != "VALID"
         ],
     )
@@ -121,6 +121,11 @@ def _of_load(load: dict[str, Any], levels: list[LevelSummary]) -> RoundSpread:
             if len(known) == len(counted):
                 found.metrics[name] = spread(known, [_error(level, name) for level in counted])
     return found
+
+
+def _round(level: LevelSummary) -> int:
+    assert level.load.round is not None
+    return level.load.round
 
 
 def _error(level: LevelSummary, name: str) -> float | None:

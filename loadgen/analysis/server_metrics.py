@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from loadgen.analysis.figures import Gauge, ServerFigures, Totals
 from loadgen.records import ServerSample
 from loadgen.units import NS_PER_S
 
@@ -189,27 +190,24 @@ def _grown(first: ServerSample, last: ServerSample, name: str) -> float | None:
     return grown if grown >= 0 else None
 
 
-def reconcile(samples: list[ServerSample], totals: dict[str, int]) -> dict[str, Any] | None:
+def reconcile(samples: list[ServerSample], totals: Totals) -> tuple[dict[str, int], bool] | None:
     """What the engine counted over a level, and whether that is our own totals; None without both ends.
 
     Args:
         samples: of the level.
-        totals: requests, prompt tokens and generated tokens by our own records, warm-up and drain included.
+        totals: by our own records, warm-up and drain included.
     """
     first = next((s for s in samples if s.at == "start"), None)
     last = next((s for s in reversed(samples) if s.at == "end"), None)
     if first is None or last is None:
         return None
-    counted = {name: grown for name in RECONCILED if (grown := _grown(first, last, name)) is not None}
+    counted = {name: int(grown) for name in RECONCILED if (grown := _grown(first, last, name)) is not None}
     if not counted:
         return None
-    agrees = all(int(counted[name]) == totals[name] for name in counted)
-    return {**{name: int(value) for name, value in counted.items()}, "agrees": agrees}
+    return counted, all(count == getattr(totals, name) for name, count in counted.items())
 
 
-def server_figures(
-    samples: list[ServerSample], start_ns: int, end_ns: int, totals: dict[str, int]
-) -> dict[str, Any] | None:
+def server_figures(samples: list[ServerSample], start_ns: int, end_ns: int, totals: Totals) -> ServerFigures | None:
     """A level as the engine saw it; None when the engine told nothing.
 
     States (running, waiting, KV-cache use) are means and maxima over the samples of the measured
@@ -226,29 +224,35 @@ def server_figures(
     inside = [s for s in samples if start_ns <= s.t_ns <= end_ns]
     span = inside if len(inside) >= 2 else samples
     first, last = span[0], span[-1]
-    figures: dict[str, Any] = reconcile(samples, totals) or {}
-    figures["span"] = "window" if span is inside else "level"
+    hit_rate = _share(samples, "prefix_cache_hits", "prefix_cache_queries")
+    if hit_rate is None:
+        reused, missed = (_grown(samples[0], samples[-1], f"blocks_{word}") for word in ("reused", "missed"))
+        if reused is not None and missed is not None and reused + missed > 0:
+            hit_rate = reused / (reused + missed)
+    preempted = _grown(samples[0], samples[-1], "preemptions")
+    figures = ServerFigures(
+        span="window" if span is inside else "level",
+        preemptions=None if preempted is None else int(preempted),
+        prefix_cache_hit_rate=hit_rate,
+        scrapes=len(samples),
+        scrape_s=sorted(s.took_ns for s in samples)[len(samples) // 2] / NS_PER_S,
+    )
+    counted = reconcile(samples, totals)
+    if counted is not None:
+        figures.agrees = counted[1]
+        for name, tokens in counted[0].items():
+            setattr(figures, name, tokens)
     for name, metric in METRICS.items():
         values = [s.values[name] for s in inside if name in s.values]
         if metric.kind == "gauge" and values:
-            figures[name] = {"mean": math.fsum(values) / len(values), "max": max(values)}
-    preempted = _grown(samples[0], samples[-1], "preemptions")
-    if preempted is not None:
-        figures["preemptions"] = int(preempted)
-    figures["prefix_cache_hit_rate"] = _share(samples, "prefix_cache_hits", "prefix_cache_queries")
-    if figures["prefix_cache_hit_rate"] is None:
-        reused, missed = (_grown(samples[0], samples[-1], f"blocks_{word}") for word in ("reused", "missed"))
-        if reused is not None and missed is not None and reused + missed > 0:
-            figures["prefix_cache_hit_rate"] = reused / (reused + missed)
+            setattr(figures, name, Gauge(mean=math.fsum(values) / len(values), max=max(values)))
     for name in _HISTOGRAMS:
         total, count = (_grown(first, last, f"{name}_s_{suffix}") for suffix in ("sum", "count"))
         if total is not None and count:
-            figures[f"{name}_s"] = total / count
+            setattr(figures, f"{name}_s", total / count)
     iterations, iteration_s = _grown(first, last, "iterations"), _grown(first, last, "iteration_s_sum")
     if iterations and iteration_s is not None:
-        figures["iteration_s"] = iteration_s / iterations
-    figures["scrapes"] = len(samples)
-    figures["scrape_s"] = sorted(s.took_ns for s in samples)[len(samples) // 2] / NS_PER_S
+        figures.iteration_s = iteration_s / iterations
     return figures
 
 

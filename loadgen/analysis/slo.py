@@ -10,20 +10,19 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from loadgen.analysis.intervals import bin_amounts, rate_interval, share_interval
+from loadgen.analysis.outcome import Latency, Outcome
 from loadgen.errors import UsageError
-from loadgen.records import RequestRecord
 from loadgen.units import NS_PER_S, parse_duration_s
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Objective = Literal["ttft", "tpot", "e2e"]
 Decision = Literal["met", "not met", "undecided"]
 
 EXAMPLE = "ttft=500ms,tpot=50ms,e2e=10s, or ttft:p99=500ms for a percentile"
@@ -38,7 +37,7 @@ class Slo(msgspec.Struct, kw_only=True, frozen=True):
     that are to be within the limit.
     """
 
-    metric: Objective
+    metric: Latency
     limit_s: float
     percentile: float | None = None
 
@@ -49,35 +48,12 @@ class Slo(msgspec.Struct, kw_only=True, frozen=True):
         ms = self.limit_s * 1e3
         return f"{name}={self.limit_s:.10g}s" if ms >= 1000 else f"{name}={ms:.10g}ms"
 
-
-class Outcome(NamedTuple):
-    """What the objectives need of one request; latencies in seconds, None where undefined."""
-
-    issued_ns: int
-    seq: int
-    failed: bool
-    ttft_s: float | None = None
-    tpot_s: float | None = None
-    e2e_s: float | None = None
-
-    def latency_s(self, slo: Slo) -> float | None:
-        """Of the objective's metric."""
-        value: float | None = getattr(self, f"{slo.metric}_s")
-        return value
-
-    def meets(self, slo: Slo) -> bool | None:
-        """Whether the request is within the limit. One that failed is not; None where the metric is undefined."""
-        if self.failed:
+    def is_met(self, one: Outcome) -> bool | None:
+        """Whether a request is within the limit. One that failed is not; None where the metric is undefined."""
+        if one.failed:
             return False
-        value = self.latency_s(slo)
-        return None if value is None else value <= slo.limit_s
-
-    def passes(self, slos: Iterable[Slo]) -> bool:
-        """Whether the request succeeded and nothing asked of every request is broken by it.
-
-        A metric that is undefined for a request, such as TPOT of a single token, breaks nothing.
-        """
-        return not self.failed and all(self.meets(slo) is not False for slo in slos if slo.percentile is None)
+        value = one.latency_s(self.metric)
+        return None if value is None else value <= self.limit_s
 
 
 class PercentileFigures(msgspec.Struct, kw_only=True):
@@ -149,30 +125,12 @@ def parse_slos(text: str) -> list[Slo]:
     return slos
 
 
-def outcome(record: RequestRecord) -> Outcome:
-    """What the objectives need of a record.
+def passes(one: Outcome, slos: Iterable[Slo]) -> bool:
+    """Whether a request succeeded and breaks no objective that is asked of every request.
 
-    Latencies count from the intended send where there is one (open loop), else from the send. The
-    definitions are those of :data:`loadgen.analysis.metrics.METRICS`. A request that never got a
-    connection in a closed loop was issued, for all that is known, when it failed.
+    A metric that is undefined for a request, such as TPOT of a single token, breaks nothing.
     """
-    start = record.sent_ns if record.scheduled_ns is None else record.scheduled_ns
-    issued = record.end_ns if start is None else start
-    if record.error is not None or start is None:
-        return Outcome(issued, record.seq, failed=True)
-    first, last = record.first_token_ns, record.last_token_ns
-    tpot = None
-    if first is not None and last is not None and last > first and record.event_tokens:
-        rest = (record.output_tokens or 0) - record.event_tokens[0]
-        tpot = (last - first) / NS_PER_S / rest if rest > 0 else None
-    return Outcome(
-        issued,
-        record.seq,
-        failed=False,
-        ttft_s=None if first is None else (first - start) / NS_PER_S,
-        tpot_s=tpot,
-        e2e_s=None if last is None else (last - start) / NS_PER_S,
-    )
+    return not one.failed and all(slo.is_met(one) is not False for slo in slos if slo.percentile is None)
 
 
 def slo_figures(
@@ -191,9 +149,11 @@ def slo_figures(
     offered = sorted(
         (one for one in outcomes if start_ns <= one.issued_ns <= end_ns), key=lambda one: (one.issued_ns, one.seq)
     )
-    passed = np.array([one.passes(slos) for one in offered], dtype=bool)
+    passed = np.array([passes(one, slos) for one in offered], dtype=bool)
     successes = [one for one in offered if not one.failed]
-    undefined: dict[str, int] = {slo.metric: sum(one.latency_s(slo) is None for one in successes) for slo in slos}
+    undefined: dict[str, int] = {
+        name: sum(one.latency_s(name) is None for one in successes) for name in (slo.metric for slo in slos)
+    }
     figures = SloFigures(
         slos=[slo.text for slo in slos],
         offered=len(offered),
@@ -204,7 +164,7 @@ def slo_figures(
         missed={
             slo.text: judged.count(False) / len(judged)
             for slo in slos
-            if (judged := [met for one in successes if (met := one.meets(slo)) is not None])
+            if (judged := [met for one in successes if (met := slo.is_met(one)) is not None])
         },
     )
     asked = [slo for slo in slos if slo.percentile is None]
@@ -226,7 +186,7 @@ def _parse(item: str) -> Slo:
     if found is None:
         raise UsageError(f"not an objective: {item!r}; write --slo {EXAMPLE}")
     name, limit = found["metric"], found["limit"]
-    metrics: dict[str, Objective] = {"ttft": "ttft", "tpot": "tpot", "e2e": "e2e"}
+    metrics: dict[str, Latency] = {"ttft": "ttft", "tpot": "tpot", "e2e": "e2e"}
     if name not in metrics:
         raise UsageError(f"--slo knows ttft, tpot and e2e, not {name!r}; write {EXAMPLE}")
     percentile = None
@@ -248,7 +208,7 @@ def _percentile(offered: list[Outcome], slo: Slo, slots: int | None) -> Percenti
     import numpy as np
 
     assert slo.percentile is not None
-    judged = [(one, met) for one in offered if (met := one.meets(slo)) is not None]
+    judged = [(one, met) for one in offered if (met := slo.is_met(one)) is not None]
     figures = PercentileFigures(slo=slo.text, requests=len(judged))
     if not judged or (any(not one.failed for one in offered) and all(one.failed for one, _ in judged)):
         return figures  # nothing is known of the metric
@@ -268,5 +228,7 @@ def _strain(outcomes: list[Outcome], slos: list[Slo]) -> NDArray[np.float64]:
     """Of each request the latency that is nearest to its limit, over that limit; NaN where there is none."""
     import numpy as np
 
-    ratios = [[value / slo.limit_s for slo in slos if (value := one.latency_s(slo)) is not None] for one in outcomes]
+    ratios = [
+        [value / slo.limit_s for slo in slos if (value := one.latency_s(slo.metric)) is not None] for one in outcomes
+    ]
     return np.array([max(of_one, default=math.nan) for of_one in ratios], dtype=float)

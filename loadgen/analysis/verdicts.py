@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-import msgspec
-
-from loadgen.analysis.metrics import LevelFigures
+from loadgen.analysis.figures import LevelFigures, OpenLoopFigures, Reason, Verdict
 from loadgen.analysis.stats import quantile_floor
 from loadgen.analysis.steady import MIN_DRIFT
+from loadgen.loads import Open
 from loadgen.units import format_ms
-
-Status = Literal[
-    "VALID", "INTERRUPTED", "ERRORS", "TOO_FEW", "LOAD_NOT_ACHIEVED", "CLIENT_BOUND", "DRIFTING", "OUTPUT_MISMATCH"
-]
 
 MAX_ERROR_SHARE = 0.01
 MAX_MISMATCH_SHARE = 0.01
@@ -40,21 +33,6 @@ VERDICTS: dict[str, str] = {
 }
 
 
-class Reason(msgspec.Struct, kw_only=True):
-    """One failed check: what was seen, and what to do about it."""
-
-    status: Status
-    text: str
-    advice: str
-
-
-class Verdict(msgspec.Struct, kw_only=True):
-    """``status`` is VALID, or that of the first reason; all reasons are listed."""
-
-    status: Status
-    reasons: list[Reason] = []
-
-
 def judge(figures: LevelFigures) -> Verdict:
     """Every check of a level, the gravest first."""
     reasons = [
@@ -76,7 +54,7 @@ def _errors(figures: LevelFigures) -> list[Reason]:
     ended = requests.completed + requests.failed
     if not ended or requests.failed / ended <= MAX_ERROR_SHARE:
         return []
-    example = next((e["message"] for e in figures.error_examples if e["kind"] != "cancelled"), "")
+    example = next((e.message for e in figures.error_examples if e.kind != "cancelled"), "")
     return [
         Reason(
             status="ERRORS",
@@ -101,13 +79,13 @@ def _too_few(figures: LevelFigures) -> list[Reason]:
 
 
 def _load(figures: LevelFigures) -> list[Reason]:
-    if isinstance(figures.open_loop, dict):
-        return _rate(figures, figures.open_loop)
-    asked = figures.load["concurrency"]
-    reached = figures.client["in_flight"]
-    if reached is None or reached >= MIN_IN_FLIGHT_SHARE * asked:
+    if isinstance(figures.load, Open) and isinstance(figures.open_loop, OpenLoopFigures):
+        return _rate(figures.load, figures.open_loop)
+    asked = figures.load.slots
+    reached = figures.client.in_flight
+    if reached is None or asked is None or reached >= MIN_IN_FLIGHT_SHARE * asked:
         return []
-    gap = figures.client["slot_gap_s"]
+    gap = figures.client.slot_gap_s
     return [
         Reason(
             status="LOAD_NOT_ACHIEVED",
@@ -118,25 +96,25 @@ def _load(figures: LevelFigures) -> list[Reason]:
     ]
 
 
-def _rate(figures: LevelFigures, kept: dict[str, Any]) -> list[Reason]:
-    due, sent = kept["intended_rate_rps"], kept["achieved_rate_rps"]
-    if not due or abs(sent / due - 1) <= MAX_RATE_DEVIATION:
+def _rate(load: Open, kept: OpenLoopFigures) -> list[Reason]:
+    due, sent = kept.intended_rate_rps, kept.achieved_rate_rps
+    if not due or sent is None or abs(sent / due - 1) <= MAX_RATE_DEVIATION:
         return []
-    lateness = kept["send_lateness_s"]
+    lateness = kept.send_lateness_s
     return [
         Reason(
             status="LOAD_NOT_ACHIEVED",
-            text=f"{sent:.4g} requests/s were sent, {due:.4g} were due; {kept['late']} were sent late (mean "
-            f"{format_ms(lateness.mean)} ms), {kept['dropped']} never",
-            advice=f"the server does not keep up with this rate ({figures.load['max_in_flight']} requests in flight at "
+            text=f"{sent:.4g} requests/s were sent, {due:.4g} were due; {kept.late} were sent late (mean "
+            f"{format_ms(lateness.mean)} ms), {kept.dropped} never",
+            advice=f"the server does not keep up with this rate ({load.max_in_flight} requests in flight at "
             "most); see whether loadgen was the bottleneck (CLIENT_BOUND), else raise --max-in-flight or lower --rate",
         )
     ]
 
 
 def _client(figures: LevelFigures) -> list[Reason]:
-    lateness = figures.client["lateness_s"]
-    utilization = figures.client["utilization"]
+    lateness = figures.client.lateness_s
+    utilization = figures.client.utilization
     ttft, itl = figures.ttft_s, figures.itl_s
     found = []
     if lateness.mean is not None and ttft.mean is not None and lateness.mean > MAX_LATENESS_SHARE * ttft.mean:
@@ -177,7 +155,7 @@ def _drift(figures: LevelFigures) -> list[Reason]:
 
 
 def _output(figures: LevelFigures) -> list[Reason]:
-    asked, mismatched = figures.tokens["asked"], figures.tokens["mismatched"]
+    asked, mismatched = figures.tokens.asked, figures.tokens.mismatched
     if not asked or mismatched / asked <= MAX_MISMATCH_SHARE:
         return []
     mean = figures.output_tokens.mean

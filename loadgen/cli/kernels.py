@@ -163,7 +163,7 @@ def _model_and_steps(
     model: str | None, run: Path | None, concurrency: str, context: str, dtype: str | None, check: bool
 ) -> tuple[Any, Any]:
     """What the cases come from; (None, []) without a model."""
-    from loadgen.analysis.summary import summarize_run
+    from loadgen.analysis.measure import summarize_run
     from loadgen.microbench.steps import find_shape, shape_of_run, steps_of_load, steps_of_run
 
     if run is not None:
@@ -201,7 +201,7 @@ def measure_beside(runs: list[tuple[Path, Any]], interrupts: Any) -> list[str]:
                     model=shape_of_run(run, manifest),
                     steps=steps_of_run(summary),
                     states=["serving"],
-                    python=manifest.engine.get("python"),
+                    python=manifest.engine.facts.get("python"),
                     output=run / "kernels",
                     stopped=lambda: interrupts.count > 0,
                 ),

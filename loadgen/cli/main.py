@@ -88,7 +88,7 @@ def _parse_load(
     dataset: str | None,
 ) -> dict[str, Any]:
     """The fields of SweepSpec that say how requests are sent."""
-    from loadgen.client.pacing import parse_arrival
+    from loadgen.loads import parse_arrival
     from loadgen.workloads.datasets import find_dataset, read_timestamps_ns
 
     kind = parse_arrival(arrival or "poisson")
@@ -128,9 +128,9 @@ def _parse_find(
     max_find: str | None,
 ) -> dict[str, Any]:
     """The fields of SweepSpec that say what is looked for."""
-    from loadgen.analysis.find import Goal
     from loadgen.analysis.slo import EXAMPLE, parse_slos
-    from loadgen.client.pacing import parse_arrival
+    from loadgen.loads import parse_arrival
+    from loadgen.records import Goal
     from loadgen.sweeps.spec import DEFAULT_IN_FLIGHT
     from loadgen.units import parse_duration_s, parse_share
 

@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from loadgen.analysis.summary import LevelSummary
+from loadgen.analysis.figures import LevelSummary
 from loadgen.client.runner import LevelSpec
 from loadgen.records import ClientSample, Manifest
-from loadgen.report.terminal import in_words, latency_ms, one_line, printable
+from loadgen.report.terminal import latency_ms, one_line, printable
 from loadgen.units import NS_PER_S, format_count, format_ms
 
 PLAIN_EVERY_S = 10.0
@@ -40,7 +40,7 @@ class LevelProgress:
     def __init__(self, spec: LevelSpec, planned: int, name: str, started_s: float) -> None:
         self.spec = spec
         self.name = one_line(name)
-        self.load = in_words(spec.load)
+        self.load = spec.load.text
         number = spec.index + 1
         self.number = f"level {number} of {planned}" if planned >= number else f"level {number}"
         self._last: dict[int, ClientSample] = {}
@@ -214,7 +214,7 @@ class Progress:
         engine = manifest.engine
         simulated = ", SIMULATED" if manifest.simulated else ""
         self._planned[run] = len(manifest.levels)
-        self.said(f"Measuring {one_line(str(engine['model']))} ({engine['kind']}{simulated}) at {engine['url']}")
+        self.said(f"Measuring {one_line(str(engine.model))} ({engine.kind}{simulated}) at {engine.url}")
         self.said(f"Run folder: {run}")
 
     def level_started(self, spec: LevelSpec, run: Path) -> None:
@@ -248,7 +248,7 @@ class Progress:
         with self._lock:
             self._levels.pop(run, None)
             self._say(
-                f"{where}{in_words(summary.load)}: {summary.requests.completed:,} measured, "
+                f"{where}{summary.load.text}: {summary.requests.completed:,} measured, "
                 f"{'n/a' if tokens is None else format_count(tokens)} tokens/s, "
                 f"TTFT {latency_ms(summary, 'ttft_s', 'mean')} ms, TPOT {latency_ms(summary, 'tpot_s', 'mean')} ms, "
                 f"{summary.verdict.status}"

@@ -120,8 +120,8 @@ def report(
     `loadgen runs` lists, or @last; several are shown side by side. A folder of `loadgen kernels bench
     --from RUN` among them is put beside TTFT and TPOT; alone, it gives its table.
     """
+    from loadgen.analysis.measure import summarize_run
     from loadgen.analysis.slo import parse_slos
-    from loadgen.analysis.summary import summarize_run
     from loadgen.engines.offline import REPORT_FILE, read_offline_report
     from loadgen.microbench.records import is_kernel_folder
     from loadgen.records import write_json

@@ -17,11 +17,10 @@ Arrivals, all of mean rate r:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 import msgspec
 
-from loadgen.errors import UsageError
+from loadgen.loads import ArrivalKind, arrival_text
 from loadgen.units import NS_PER_S
 
 CHUNK = 4096
@@ -38,7 +37,7 @@ class Arrivals(msgspec.Struct, frozen=True, kw_only=True):
         times_ns: of ``replay``, from its first; empty for the others.
     """
 
-    kind: Literal["constant", "poisson", "gamma", "replay"]
+    kind: ArrivalKind
     rate_rps: float
     cv: float = 1.0
     seed: int = 0
@@ -47,29 +46,7 @@ class Arrivals(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         """As ``--arrival`` takes it."""
-        return f"gamma:{self.cv:g}" if self.kind == "gamma" else self.kind
-
-
-def parse_arrival(text: str) -> tuple[Literal["constant", "poisson", "gamma", "replay"], float]:
-    """Kind and coefficient of variation from ``poisson``, ``constant``, ``gamma:2`` or ``replay``.
-
-    Raises:
-        UsageError: it is none of these.
-    """
-    kind, colon, value = text.partition(":")
-    if kind == "gamma":
-        try:
-            cv = float(value)
-        except ValueError:
-            cv = 0.0
-        if not colon or not 0.01 <= cv <= 100:
-            raise UsageError(
-                f"--arrival {text}: gamma takes a coefficient of variation from 0.01 to 100, such as gamma:2"
-            )
-        return "gamma", cv
-    if colon or kind not in ("constant", "poisson", "replay"):
-        raise UsageError(f"--arrival takes poisson, constant, gamma:CV or replay, not {text!r}")
-    return kind, 0.0 if kind == "constant" else 1.0  # type: ignore[return-value]
+        return arrival_text(self.kind, self.cv)
 
 
 def schedule(arrivals: Arrivals) -> Iterator[int]:

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import msgspec
 
-from loadgen.analysis.precision import Looks, Reached
+from loadgen.analysis.figures import Reached
+from loadgen.analysis.precision import Looks
 from loadgen.client.endpoint import Endpoint
 from loadgen.client.pacing import Arrivals
 from loadgen.client.wire import Timeouts
@@ -47,6 +48,7 @@ from loadgen.client.worker import (
 )
 from loadgen.clock import now_ns
 from loadgen.errors import LoadgenError
+from loadgen.loads import Closed, Load, Open
 from loadgen.processes import Interrupts
 from loadgen.records import ClientSample, LevelMark, NoteMark, encode_line
 from loadgen.units import NS_PER_S
@@ -93,17 +95,16 @@ class LevelSpec(msgspec.Struct, frozen=True, kw_only=True):
         return self.duration_s if self.max_duration_s is None else self.max_duration_s
 
     @property
-    def load(self) -> dict[str, object]:
+    def load(self) -> Load:
         """The ``load`` of the level in summary.json; ``round`` only where there are several."""
-        load: dict[str, object] = {"model": "closed", "concurrency": self.concurrency}
-        if self.arrivals is not None:
-            load = {
-                "model": "open",
-                "rate_rps": self.arrivals.rate_rps,
-                "arrival": self.arrivals.name,
-                "max_in_flight": self.concurrency,
-            }
-        return load if self.round is None else {**load, "round": self.round}
+        if self.arrivals is None:
+            return Closed(concurrency=self.concurrency, round=self.round)
+        return Open(
+            rate_rps=self.arrivals.rate_rps,
+            arrival=self.arrivals.name,
+            max_in_flight=self.concurrency,
+            round=self.round,
+        )
 
 
 def default_workers(max_concurrency: int) -> int:

@@ -21,6 +21,7 @@ from typing import cast
 import msgspec
 import uvloop
 
+from loadgen.analysis.outcome import outcome
 from loadgen.client.alarm import Alarm
 from loadgen.client.endpoint import Endpoint, RequestEncoder
 from loadgen.client.exchange import Exchange
@@ -356,14 +357,13 @@ class Level:
             self.completed += 1
             self._failures_in_row = 0
             self.output_tokens += exchange.output_tokens or 0
-            since_ns = exchange.sent_ns if job.due_ns is None else job.due_ns
-            if exchange.first_token_ns is not None and since_ns is not None:
-                self.ttft_sum_ns += exchange.first_token_ns - since_ns
+            found = outcome(record)
+            if found.ttft_s is not None:
+                self.ttft_sum_ns += round(found.ttft_s * NS_PER_S)
                 self.ttft_count += 1
-                rest = (exchange.output_tokens or 0) - sum(record.event_tokens[:1])
-                if record.last_token_ns is not None and record.last_token_ns > exchange.first_token_ns and rest > 0:
-                    self.tpot_sum_ns += (record.last_token_ns - exchange.first_token_ns) // rest
-                    self.tpot_count += 1
+            if found.tpot_s is not None:
+                self.tpot_sum_ns += round(found.tpot_s * NS_PER_S)
+                self.tpot_count += 1
         else:
             self.failed += 1
             self._failures_in_row += 1

@@ -90,7 +90,7 @@ def capacities(
         attainment: the share of requests that are to meet what is asked of each.
     """
     if slos is None:
-        own = [side.manifest.load.get("slo") for side in (a, b)]
+        own = [side.manifest.load.slo for side in (a, b)]
         if not own[0] or own[0] != own[1]:
             return None
         slos = parse_slos(str(own[0]))
@@ -138,7 +138,7 @@ def _other_tokens(a: Side, b: Side) -> list[str]:
 
 
 def _gpus(side: Side) -> int:
-    return len(side.manifest.engine.get("gpu_uuids") or []) or 1
+    return len(side.manifest.engine.gpu_uuids) or 1
 
 
 def _row(a: Side, b: Side, slos: list[Slo], attainment: float, speed: int | None) -> CapacityRow:

@@ -32,7 +32,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -40,9 +40,10 @@ from loadgen.analysis.slo import Slo
 from loadgen.analysis.stats import CONFIDENCE
 from loadgen.comparison.blocks import FAMILIES, THROUGHPUT, Drawn, Round, draw, enough_blocks
 from loadgen.comparison.capacity import ATTAINMENT, Capacities, capacities
-from loadgen.comparison.gate import Finding, Order, engine_words, gate, level_name, load_key, match_levels, order_of
-from loadgen.comparison.sides import Side, SideLevel, load_name
+from loadgen.comparison.gate import Finding, Order, gate, level_name, match_levels, order_of
+from loadgen.comparison.sides import Side, SideLevel
 from loadgen.errors import UsageError
+from loadgen.loads import Load
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,7 +105,7 @@ class Effect(msgspec.Struct, kw_only=True):
 class LevelComparison(msgspec.Struct, kw_only=True):
     """One load: rounds and requests of each side, prompts that both answered, and the effects."""
 
-    load: dict[str, Any]
+    load: Load
     name: str
     rounds: int
     requests_a: int
@@ -183,7 +184,7 @@ def compare(
     matched = match_levels(a, b)
     findings = gate(a, b, matched, order)
     comparable = not any(finding.weight == "spoils" for finding in findings)
-    groups = sorted(_by_load(matched), key=lambda group: _size(group[0][0].load))
+    groups = sorted(_by_load(matched), key=lambda group: group[0][0].load.value)
     rounds = min((len(group) for group in groups), default=0)
     told = order == "interleaved" and rounds > 1
     assumed = None if told else dict(LAUNCH_SD if launch_sd is None else launch_sd)
@@ -191,8 +192,8 @@ def compare(
     result = Comparison(
         a=a.label,
         b=b.label,
-        engine_a=engine_words(a.manifest),
-        engine_b=engine_words(b.manifest),
+        engine_a=a.manifest.engine.name,
+        engine_b=b.manifest.engine.name,
         comparable=comparable,
         forced=force and not comparable,
         findings=findings,
@@ -215,7 +216,7 @@ def compare(
         result.levels.append(
             LevelComparison(
                 load=group[0][0].load,
-                name=load_name(group[0][0].load),
+                name=group[0][0].load.name,
                 rounds=len(group),
                 requests_a=sum(one.sample.completed for one, _ in group),
                 requests_b=sum(other.sample.completed for _, other in group),
@@ -235,17 +236,13 @@ def compare(
 
 def _by_load(matched: list[tuple[SideLevel, SideLevel]]) -> list[list[tuple[SideLevel, SideLevel]]]:
     """The rounds of each load. One that a round has twice is two levels, since a launch is no two launches."""
-    groups: dict[tuple[str, int], list[tuple[SideLevel, SideLevel]]] = {}
+    groups: dict[tuple[Load, int], list[tuple[SideLevel, SideLevel]]] = {}
     for pair in matched:
-        key, copy = load_key(pair[0].load), 0
+        key, copy = pair[0].load.key, 0
         while any(other[0].round == pair[0].round for other in groups.get((key, copy), ())):
             copy += 1
         groups.setdefault((key, copy), []).append(pair)
     return list(groups.values())
-
-
-def _size(load: Mapping[str, Any]) -> float:
-    return float(load.get("concurrency") or load.get("rate_rps") or 0)
 
 
 # --- over rounds and levels

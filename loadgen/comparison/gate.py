@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from loadgen.analysis.verdicts import MAX_ERROR_SHARE
-from loadgen.comparison.sides import Side, SideLevel, by_prompt, load_name
-from loadgen.records import Manifest
+from loadgen.comparison.sides import Side, SideLevel, by_prompt
+from loadgen.loads import Load, kind_of
+from loadgen.records import FileDataset, Manifest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,24 +52,19 @@ class Finding(msgspec.Struct, kw_only=True):
 # --- levels and their order
 
 
-def load_key(load: Mapping[str, Any]) -> str:
-    """The same for loads that are compared with each other: without the round, and what only bounds the load."""
-    return repr(sorted((key, value) for key, value in load.items() if key not in ("round", "max_in_flight")))
-
-
 def level_name(level: SideLevel) -> str:
     """The load as people say it, with its round from the second on."""
-    return load_name(level.load) + (f", round {level.round + 1}" if level.round else "")
+    return level.load.name + (f", round {level.round + 1}" if level.round else "")
 
 
 def match_levels(a: Side, b: Side) -> list[tuple[SideLevel, SideLevel]]:
     """Levels of the same load and round. A load that one round has twice is matched in order."""
 
-    def numbered(side: Side) -> dict[tuple[str, int, int], SideLevel]:
-        found: dict[tuple[str, int, int], SideLevel] = {}
+    def numbered(side: Side) -> dict[tuple[Load, int, int], SideLevel]:
+        found: dict[tuple[Load, int, int], SideLevel] = {}
         for level in side.levels:
-            copy = sum(key[:2] == (load_key(level.load), level.round) for key in found)
-            found[load_key(level.load), level.round, copy] = level
+            copy = sum(key[:2] == (level.load.key, level.round) for key in found)
+            found[level.load.key, level.round, copy] = level
         return found
 
     ours, theirs = numbered(a), numbered(b)
@@ -117,7 +112,7 @@ def gate(a: Side, b: Side, matched: list[tuple[SideLevel, SideLevel]], order: Or
         order: as :func:`order_of` gives it.
     """
     findings = [*_imported(a, b), *_prompts(a.manifest, b.manifest), *_runs(a.manifest, b.manifest)]
-    models = [sorted({str(level.load.get("model")) for level in side.levels}) for side in (a, b)]
+    models = [sorted({kind_of(level.load) for level in side.levels}) for side in (a, b)]
     # A search for a capacity has both kinds: what is compared are the loads that both sides have.
     if not set(models[0]) & set(models[1]):
         findings.append(
@@ -126,7 +121,7 @@ def gate(a: Side, b: Side, matched: list[tuple[SideLevel, SideLevel]], order: Or
             )
         )
     elif not matched:
-        names = [_listed(dict.fromkeys(load_name(level.load) for level in side.levels)) for side in (a, b)]
+        names = [_listed(dict.fromkeys(level.load.name for level in side.levels)) for side in (a, b)]
         findings.append(_finding("spoils", "levels", names, "no level was measured on both sides"))
     for one, other in matched:
         findings += _levels(one, other)
@@ -173,39 +168,24 @@ def _imported(a: Side, b: Side) -> list[Finding]:
 
 
 def _prompts(a: Manifest, b: Manifest) -> list[Finding]:
-    kinds = [prompt_source(manifest) for manifest in (a, b)]
+    kinds = [manifest.dataset.source for manifest in (a, b)]
     if kinds[0] != kinds[1]:
         return [_finding("spoils", "prompts", kinds, "the sides were sent different prompts")]
     if a.seed != b.seed:
-        if a.dataset.get("kind") == "file":
+        if isinstance(a.dataset, FileDataset):
             return [_finding("limits", "seed", (a.seed, b.seed), "the same prompts in another order")]
         return [_finding("spoils", "seed", (a.seed, b.seed), "another seed makes different prompts")]
     return []
 
 
-def prompt_source(manifest: Manifest) -> str:
-    """What the prompts were made from: a file and its checksum, or how they were made up."""
-    dataset = manifest.dataset
-    if dataset.get("kind") == "file":
-        return f"{Path(str(dataset.get('path'))).name}, sha256 {str(dataset.get('sha256'))[:12]}"
-    return _listed(f"{key} {value}" for key, value in sorted(dataset.items()))
-
-
-def engine_words(manifest: Manifest) -> str:
-    """The engine and its version."""
-    return f"{manifest.engine.get('kind', 'an engine')} {manifest.engine.get('version') or ''}".strip()
-
-
 def _gpu_names(manifest: Manifest) -> str:
-    used = manifest.engine.get("gpu_uuids")
-    gpus = [gpu for gpu in manifest.gpus if not used or gpu.get("uuid") in used] or manifest.gpus
-    return _listed(
-        str(gpu.get("name")) + (f" at {gpu['power_limit_w']:g} W" if gpu.get("power_limit_w") else "") for gpu in gpus
-    )
+    used = manifest.engine.gpu_uuids
+    gpus = [gpu for gpu in manifest.gpus if not used or gpu.uuid in used] or manifest.gpus
+    return _listed(gpu.name + (f" at {gpu.power_limit_w:g} W" if gpu.power_limit_w else "") for gpu in gpus)
 
 
 def _gpu_uuids(manifest: Manifest) -> str:
-    return _listed(manifest.engine.get("gpu_uuids") or [str(gpu.get("uuid")) for gpu in manifest.gpus])
+    return _listed(manifest.engine.gpu_uuids or [gpu.uuid for gpu in manifest.gpus])
 
 
 # What is looked up in both manifests: weight, name, what it means where it differs, and the value.
@@ -215,30 +195,30 @@ _RUN_RULES: list[tuple[Weight, str, str, Callable[[Manifest], object]]] = [
         "limits",
         "client machine",
         "latencies include the client's own",
-        lambda m: _listed(f"{m.host[key]}" for key in ("name", "processor", "cores") if key in m.host),
+        lambda m: _listed(str(one) for one in (m.host.name, m.host.processor, m.host.cores) if one is not None),
     ),
-    ("limits", "kernel", "another operating system", lambda m: m.host.get("kernel")),
+    ("limits", "kernel", "another operating system", lambda m: m.host.kernel),
     ("limits", "GPU", "the difference is of the GPUs too", _gpu_names),
     ("limits", "driver", "the difference is of the drivers too", lambda m: m.driver),
-    ("limits", "model", "the difference is of the models too", lambda m: m.engine.get("model")),
-    ("limits", "made-up weights", "what is generated differs", lambda m: m.engine.get("dummy_weights")),
-    ("limits", "endpoint", "templates and parsing differ", lambda m: m.engine.get("endpoint")),
-    ("limits", "loadgen version", "definitions may have changed", lambda m: m.client.get("loadgen_version")),
-    ("limits", "client workers", "the client's own delay differs", lambda m: m.client.get("workers")),
+    ("limits", "model", "the difference is of the models too", lambda m: m.engine.model),
+    ("limits", "made-up weights", "what is generated differs", lambda m: m.engine.dummy_weights),
+    ("limits", "endpoint", "templates and parsing differ", lambda m: m.engine.endpoint),
+    ("limits", "loadgen version", "definitions may have changed", lambda m: m.client.loadgen_version),
+    ("limits", "client workers", "the client's own delay differs", lambda m: m.client.workers),
     (
         "limits",
         "timeouts",
         "what counts as failed differs",
-        lambda m: _listed(f"{key} {value}" for key, value in (m.load.get("timeouts") or {}).items()),
+        lambda m: _listed(f"{key} {value}" for key, value in (m.load.timeouts or {}).items()),
     ),
-    ("limits", "warm-up", "the state at the start of the window differs", lambda m: m.load.get("warmup")),
+    ("limits", "warm-up", "the state at the start of the window differs", lambda m: m.load.warmup),
     (
         "limits",
         "amount",
         "the samples differ in size",
-        lambda m: f"{m.load.get('requests')} requests" if m.load.get("requests") else f"{m.load.get('duration_s')} s",
+        lambda m: m.load.amount,
     ),
-    ("compared", "engine", "what is compared", engine_words),
+    ("compared", "engine", "what is compared", lambda m: m.engine.name),
 ]
 
 
@@ -251,18 +231,12 @@ def _runs(a: Manifest, b: Manifest) -> list[Finding]:
     if _gpu_uuids(a) != _gpu_uuids(b) and _gpu_names(a) == _gpu_names(b):
         text = "two cards of one kind differ by a few percent"
         findings.append(_finding("limits", "GPU", (_gpu_uuids(a), _gpu_uuids(b)), text))
-    ours, theirs = engine_arguments(a), engine_arguments(b)
+    ours, theirs = a.engine.arguments, b.engine.arguments
     if ours != theirs:
         alone = [_listed(x for x in mine if x not in other) or "-" for mine, other in ((ours, theirs), (theirs, ours))]
         if alone != ["-", "-"]:
             findings.append(_finding("compared", "engine arguments", alone, "what is compared"))
     return findings
-
-
-def engine_arguments(manifest: Manifest) -> list[str]:
-    """Of the engine's command, without the port, which is another at every launch."""
-    port = str(manifest.engine.get("url") or "").rstrip("/").rpartition(":")[2]
-    return [str(word) for word in manifest.engine.get("argv") or [] if str(word) not in ("--port", port)]
 
 
 def _levels(one: SideLevel, other: SideLevel) -> list[Finding]:
@@ -287,7 +261,7 @@ def _levels(one: SideLevel, other: SideLevel) -> list[Finding]:
     if least and not enough:
         text = f"only {len(shared)} prompts were sent by both: other prompts of the same source"
         found("limits", "prompts sent", (len(set(a.prompt_ids)), len(set(b.prompt_ids))), text)
-    caps = [level.load.get("max_in_flight") for level in (one, other)]
+    caps = [getattr(level.load, "max_in_flight", None) for level in (one, other)]
     if caps[0] != caps[1]:
         found("limits", "in flight at most", caps, "requests beyond it are dropped and count as failed")
     for what, ours, theirs in (

@@ -27,8 +27,10 @@ import msgspec
 
 from loadgen.comparison.blocks import THROUGHPUT
 from loadgen.comparison.sides import BINS, Sample, Side, SideLevel
+from loadgen.environment import Host
 from loadgen.errors import UsageError
-from loadgen.records import Manifest
+from loadgen.loads import AllAtOnce, Closed, Load, Open
+from loadgen.records import ClientEntry, EngineEntry, LoadEntry, Manifest, UnknownDataset
 
 if TYPE_CHECKING:
     import numpy as np
@@ -129,13 +131,15 @@ def import_side(path: Path, label: str | None = None) -> Side:
             command=TOOL.split(),
             started_utc=first.date,
             simulated=False,
-            host={},
-            engine={"kind": first.backend or first.endpoint_type or "an engine", "model": first.model_id},
-            dataset={"prompts": "not in the file"},
+            host=Host(),
+            engine=EngineEntry(kind=first.backend or first.endpoint_type or "an engine", model=first.model_id),
+            dataset=UnknownDataset(),
             seed=0,
-            load={"requests": first.requests},
+            load=LoadEntry(
+                model=None, requests=first.requests, duration_s=None, rounds=None, warmup=None, timeouts=None
+            ),
             levels=[level.load for level in levels],
-            client={},
+            client=ClientEntry(),
         ),
         levels=levels,
         imported=TOOL,
@@ -199,7 +203,7 @@ def _figures(result: Result, value: dict[str, Any]) -> dict[tuple[str, str], flo
     return found
 
 
-def _load(file: Path, result: Result) -> dict[str, Any]:
+def _load(file: Path, result: Result) -> Load:
     """As a manifest has it. Burstiness is the gamma distribution's shape: 1 / CV^2."""
     if result.ramp_up_strategy is not None:
         raise UsageError(
@@ -210,15 +214,10 @@ def _load(file: Path, result: Result) -> dict[str, Any]:
     if math.isfinite(result.rate_rps):
         shape = 1.0 if result.burstiness is None else result.burstiness
         arrival = "poisson" if shape == 1 else "constant" if math.isinf(shape) else f"gamma:{shape**-0.5:g}"
-        return {
-            "model": "open",
-            "rate_rps": result.rate_rps,
-            "arrival": arrival,
-            "max_in_flight": result.max_concurrency,
-        }
+        return Open(rate_rps=result.rate_rps, arrival=arrival, max_in_flight=result.max_concurrency)
     if result.max_concurrency is not None:
-        return {"model": "closed", "concurrency": result.max_concurrency}
-    return {"model": "all at once", "requests": result.requests}
+        return Closed(concurrency=result.max_concurrency)
+    return AllAtOnce(requests=result.requests)
 
 
 def _totals(result: Result) -> Sample:

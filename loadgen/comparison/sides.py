@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from loadgen.analysis.slo import outcome
-from loadgen.analysis.summary import Measured, measure_run
+from loadgen.analysis.measure import Measured, measure_run
+from loadgen.analysis.outcome import outcome
 from loadgen.errors import UsageError
+from loadgen.loads import Load, without_round
 from loadgen.records import Manifest, RequestRecord, read_client_log, read_records, records_path
 from loadgen.run_folders import RUNS_FILE
 from loadgen.units import NS_PER_S
@@ -63,7 +64,7 @@ class SideLevel(msgspec.Struct, kw_only=True):
         start_s: start of the window on the run's clock.
     """
 
-    load: dict[str, Any]
+    load: Load
     round: int
     verdict: list[str]
     sample: Sample
@@ -112,7 +113,7 @@ def read_side(run: Path, label: str | None = None) -> Side:
     again = {
         index: _Gathered(*window, cut=level.steady.cut_transient > 0)
         for index, level in numbered.items()
-        if (window := (level.window["start_ns"], level.window["end_ns"])) != marked.get(index)
+        if (window := (level.window.start_ns, level.window.end_ns)) != marked.get(index)
     }
     if again:
         for record in read_records(records_path(run))[0]:
@@ -121,12 +122,12 @@ def read_side(run: Path, label: str | None = None) -> Side:
     gathered |= again
     levels = [
         SideLevel(
-            load={key: value for key, value in level.load.items() if key != "round"},
-            round=level.load.get("round", 0),
+            load=without_round(level.load),
+            round=level.load.round or 0,
             verdict=list(dict.fromkeys([level.verdict.status, *(r.status for r in level.verdict.reasons)])),
             sample=gathered[index].sample(),
-            prefix_hits=(level.server or {}).get("prefix_cache_hit_rate"),
-            start_s=level.window["start_ns"] / NS_PER_S,
+            prefix_hits=None if level.server is None else level.server.prefix_cache_hit_rate,
+            start_s=level.window.start_ns / NS_PER_S,
         )
         for index, level in numbered.items()
     ]
@@ -271,17 +272,6 @@ class _Gathered:
 
 def _number(record: RequestRecord, tokens: int | None) -> float:
     return math.nan if record.error is not None or tokens is None else float(tokens)
-
-
-def load_name(load: Mapping[str, Any]) -> str:
-    """A load as people say it, without its round."""
-    if load.get("model") == "closed":
-        return f"{load['concurrency']} in flight"
-    if load.get("model") == "all at once":
-        return f"{load['requests']} requests at once"
-    if "rate_rps" in load:
-        return f"{load['rate_rps']:g} requests/s, {load.get('arrival', 'arrivals unknown')}"
-    return ", ".join(f"{key} {value}" for key, value in load.items() if key != "round")
 
 
 def by_prompt(prompt_ids: list[str], values: Array) -> dict[str, float]:

@@ -15,6 +15,7 @@ import msgspec
 from loadgen import __version__, environment, gpus
 from loadgen.engines.installs import Environment, Install, ask, environments, installs_in, look_at
 from loadgen.engines.spec import GIB
+from loadgen.environment import Host
 
 TOOLS = {
     "nvcc": r"release ([\d.]+)",
@@ -72,7 +73,7 @@ class FoundEngine(msgspec.Struct, kw_only=True):
 class Examination(msgspec.Struct, kw_only=True):
     """Everything that ``engines doctor`` shows."""
 
-    host: dict[str, Any]
+    host: Host
     driver: str | None
     cuda: str | None
     gpus: list[gpus.Gpu]
@@ -332,7 +333,7 @@ def render(found: Examination) -> str:
     """Everything as text, the findings last."""
     host = found.host
     lines = [
-        f"Host      {host['processor']}, {host['cores']} cores, {host['memory_bytes'] / GIB:.0f} GiB",
+        f"Host      {host.processor}, {host.cores} cores, {(host.memory_bytes or 0) / GIB:.0f} GiB",
         f"Driver    {found.driver or 'none'}{f', CUDA up to {found.cuda}' if found.cuda else ''}",
     ]
     for gpu in found.gpus:

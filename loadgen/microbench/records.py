@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from loadgen.environment import Host
 from loadgen.errors import RunFolderError
 from loadgen.microbench.cases import ModelShape, Phase, State, Step
 from loadgen.microbench.rotation import Rotation
@@ -195,7 +196,7 @@ class KernelManifest(msgspec.Struct, kw_only=True):
     kind: Literal["kernels"] = "kernels"
     command: list[str]
     started_utc: str
-    host: dict[str, Any]
+    host: Host
     gpus: list[dict[str, Any]]
     driver: str | None
     device: DeviceFacts | None = None

@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from loadgen.analysis.summary import LevelSummary, Summary
+from loadgen.analysis.figures import LevelSummary
+from loadgen.analysis.summary import Summary
 from loadgen.engines.shapes import SHAPES
 from loadgen.errors import RunFolderError, UsageError
 from loadgen.microbench.cases import ModelShape, Step
@@ -28,8 +29,9 @@ def decode_step(level: LevelSummary) -> Step | None:
     prompt, answer = level.input_tokens.mean, level.output_tokens.mean
     if prompt is None or answer is None:
         return None
-    running = ((level.server or {}).get("requests_running") or {}).get("mean")
-    most = level.load.get("concurrency")  # an open loop has none
+    server = level.server
+    running = None if server is None or server.requests_running is None else server.requests_running.mean
+    most = level.load.slots  # an open loop has none
     counts = [max(1, round(n)) for n in (running, most) if n is not None]
     if not counts:
         return None
@@ -89,11 +91,11 @@ def no_sum(manifest: Manifest) -> str | None:
     if manifest.simulated:
         return "it is SIMULATED: no kernel ran there"
     engine = manifest.engine
-    argv = [piece for word in engine.get("argv") or [] for piece in str(word).split("=", 1)]
+    argv = [piece for word in engine.argv or [] for piece in word.split("=", 1)]
     if any(word in _SPREAD and value != "1" for word, value in pairwise(argv)):
         return "the model was spread over several GPUs; kernels are measured for one GPU's whole model"
-    if engine.get("quantization"):
-        return f"the model is quantized ({engine['quantization']}); the floors are of 16-bit weights"
+    if quantization := engine.facts.get("quantization"):
+        return f"the model is quantized ({quantization}); the floors are of 16-bit weights"
     return None
 
 
@@ -107,11 +109,11 @@ def shape_of_run(run: Path, manifest: Manifest) -> ModelShape:
     refusal = no_sum(manifest)
     if refusal is not None:
         raise UsageError(f"{run}: {refusal}")
-    argv = [str(word) for word in engine.get("argv") or []]
-    name = str(engine["model"])
+    argv = engine.argv or []
+    name = str(engine.model)
     dtype = next((argv[i + 1] for i, word in enumerate(argv[:-1]) if word == "--dtype"), None)
-    if "hidden_size" in engine:
-        return ModelShape.from_config(name, engine, dtype)
-    if engine.get("dummy_weights") and name in SHAPES:
+    if "hidden_size" in engine.facts:
+        return ModelShape.from_config(name, engine.facts, dtype)
+    if engine.dummy_weights and name in SHAPES:
         return ModelShape.from_config(name, SHAPES[name], dtype)
     raise RunFolderError(f"{run}: does not say the shape of {name}; give --model")

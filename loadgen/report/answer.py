@@ -14,12 +14,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from loadgen.analysis.criteria import Criterion, Word, word_of
+from loadgen.analysis.figures import LevelSummary
 from loadgen.analysis.find import Find
 from loadgen.analysis.slo import Slo, SloFigures, parse_slos
-from loadgen.analysis.summary import LevelSummary, Summary
+from loadgen.analysis.summary import Summary
+from loadgen.loads import Open, sort_key, without_round
 from loadgen.records import Manifest
 from loadgen.report.find import sentences
-from loadgen.report.terminal import fill, in_words, is_open, latency_ms, load_value, one_line
+from loadgen.report.terminal import fill, latency_ms, one_line
 from loadgen.units import format_count
 
 ATTAINMENT = 0.99  # of requests, where the sweep was not told another share; that of a capacity plan
@@ -29,11 +31,10 @@ MARK = "SIMULATED: "
 
 def answer(summary: Summary, manifest: Manifest) -> str:
     """The answer, in one line; nothing in it that the figures do not carry."""
-    target = manifest.load.get("attainment")
     if isinstance(summary.find, Find):
         text = _found(summary.find)
     else:
-        text = _answer(summary.levels, target if isinstance(target, float) and 0 < target < 1 else ATTAINMENT)
+        text = _answer(summary.levels, manifest.load.attainment or ATTAINMENT)
     return (MARK if summary.simulated else "") + text
 
 
@@ -87,19 +88,19 @@ def _nothing(levels: Sequence[LevelSummary]) -> str:
 
 
 def _verdicts(levels: Iterable[LevelSummary]) -> str:
-    return one_line(", ".join(f"{in_words(level.load)} {level.verdict.status}" for level in levels))
+    return one_line(", ".join(f"{level.load.text} {level.verdict.status}" for level in levels))
 
 
 def _by_load(levels: Iterable[LevelSummary]) -> list[list[LevelSummary]]:
     """Levels by rising load; the rounds of one load together."""
-    loads: dict[tuple[bool, float], list[LevelSummary]] = {}
+    loads: dict[tuple[str, float], list[LevelSummary]] = {}
     for level in levels:
-        loads.setdefault((is_open(level.load), load_value(level.load)), []).append(level)
+        loads.setdefault(sort_key(level.load), []).append(level)
     return [same for _, same in sorted(loads.items())]
 
 
 def _load(levels: Sequence[LevelSummary]) -> str:
-    return in_words({key: value for key, value in levels[0].load.items() if key != "round"})
+    return without_round(levels[0].load).text
 
 
 # With objectives.
@@ -244,7 +245,7 @@ def _throughput(loads: Sequence[Sequence[LevelSummary]]) -> str:
     lowest, highest = loads[0], loads[-1]
     if len(loads) == 1:
         return f"{_load(highest)} gives {_figures(highest)}."
-    if is_open(highest[0].load):
+    if isinstance(highest[0].load, Open):
         return f"{_load(lowest).partition(' ')[0]} to {_load(highest)} are kept up with: {_range(loads)}."
     spans = [_output(levels) for levels in loads]
     if any(span is None for span in spans):

@@ -5,18 +5,21 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import get_args
 
 import msgspec
 
-from loadgen.analysis.metrics import LevelAccumulator, level_figures
+from loadgen.analysis.figures import LevelSummary, OpenLoopFigures, TokenFigures, Verdict
+from loadgen.analysis.gather import LevelAccumulator
+from loadgen.analysis.level import level_figures
 from loadgen.analysis.slo import SloFigures
 from loadgen.analysis.stats import QUANTILES, Distribution
-from loadgen.analysis.summary import LevelSummary
-from loadgen.analysis.verdicts import Verdict
+from loadgen.loads import Closed, kind_of
 from loadgen.records import ErrorKind
 from loadgen.report.entry import Entry
 from loadgen.report.terminal import withheld
+
+LOAD = ("concurrency", "rate_rps", "arrival", "max_in_flight", "round")
 
 Cell = str | int | float | bool | None
 
@@ -54,7 +57,7 @@ def guarded(text: str) -> str:
 
 def _row_names() -> list[str]:
     """The header of a table without rows."""
-    figures = level_figures({"model": "closed", "concurrency": 1}, LevelAccumulator(0, 0), [])
+    figures = level_figures(Closed(concurrency=1), LevelAccumulator(0, 0), [])
     empty = LevelSummary(**msgspec.structs.asdict(figures), verdict=Verdict(status="VALID"))
     return [*_about(None), *_figures(empty)]
 
@@ -64,13 +67,13 @@ def _row(entry: Entry, level: LevelSummary) -> dict[str, Cell]:
 
 
 def _about(entry: Entry | None) -> dict[str, Cell]:
-    engine = entry.manifest.engine if entry is not None else {}
+    engine = None if entry is None else entry.manifest.engine
     return {
         "run": None if entry is None else entry.name,
         "started_utc": None if entry is None else entry.manifest.started_utc,
-        "engine": engine.get("kind"),
-        "engine_version": engine.get("version"),
-        "model": engine.get("model"),
+        "engine": None if engine is None else engine.kind,
+        "engine_version": None if engine is None else engine.version,
+        "model": None if engine is None else engine.model,
         "simulated": None if entry is None else entry.summary.simulated,
     }
 
@@ -78,12 +81,8 @@ def _about(entry: Entry | None) -> dict[str, Cell]:
 def _figures(level: LevelSummary) -> dict[str, Cell]:
     load, hidden = level.load, withheld(level)
     row: dict[str, Cell] = {
-        "load_model": load.get("model"),
-        "concurrency": load.get("concurrency"),
-        "rate_rps": load.get("rate_rps"),
-        "arrival": load.get("arrival"),
-        "max_in_flight": load.get("max_in_flight"),
-        "round": load.get("round"),
+        "load_model": kind_of(load),
+        **{name: getattr(load, name, None) for name in LOAD},
         "verdict": level.verdict.status,
         "verdict_reasons": "; ".join(f"{reason.status}: {reason.text}" for reason in level.verdict.reasons) or None,
     }
@@ -97,19 +96,20 @@ def _figures(level: LevelSummary) -> dict[str, Cell]:
             row |= _interval(name, level.ci95.get(name))
     for name in ("input_tokens", "output_tokens"):
         row |= _distribution(name, getattr(level, name))
-    row |= {f"tokens_{name}": value for name, value in level.tokens.items() if name != "source"}
-    row["tokens_source"] = ", ".join(level.tokens["source"]) or None
-    row["stalls_requests"] = None if hidden else level.stalls["requests"]
-    row |= _distribution("stalls_longest_gap_s", level.stalls["longest_gap_s"], hidden)
+    counted = (name for name in TokenFigures.__struct_fields__ if name != "source")
+    row |= {f"tokens_{name}": getattr(level.tokens, name) for name in counted}
+    row["tokens_source"] = ", ".join(level.tokens.source) or None
+    row["stalls_requests"] = None if hidden else level.stalls.requests
+    row |= _distribution("stalls_longest_gap_s", level.stalls.longest_gap_s, hidden)
     row |= {f"errors_{kind}": level.errors.get(kind, 0) for kind in get_args(ErrorKind)}
     client = level.client
     row |= {
-        f"client_{name}": client[name]
+        f"client_{name}": getattr(client, name)
         for name in ("workers", "utilization", "in_flight", "littles_law_deviation", "connects", "retried")
     }
-    row |= _distribution("client_lateness_s", client["lateness_s"])
+    row |= _distribution("client_lateness_s", client.lateness_s)
     row |= _slo(level.slo if isinstance(level.slo, SloFigures) else None, hidden)
-    row |= _open_loop(level.open_loop if isinstance(level.open_loop, dict) else {}, hidden)
+    row |= _open_loop(level.open_loop if isinstance(level.open_loop, OpenLoopFigures) else None, hidden)
     row |= {
         "steady_steady": level.steady.steady,
         "steady_requests": level.steady.requests,
@@ -151,24 +151,23 @@ def _slo(slo: SloFigures | None, hidden: bool) -> dict[str, Cell]:
     return row
 
 
-def _open_loop(found: dict[str, Any], hidden: bool) -> dict[str, Cell]:
+def _open_loop(found: OpenLoopFigures | None, hidden: bool) -> dict[str, Cell]:
     names = ("intended_rate_rps", "achieved_rate_rps", "late", "dropped")
-    row: dict[str, Cell] = {f"open_loop_{name}": found.get(name) for name in names}
-    row |= _distribution("open_loop_send_lateness_s", found.get("send_lateness_s"))
-    service = found.get("service", {})
+    row: dict[str, Cell] = {f"open_loop_{name}": getattr(found, name, None) for name in names}
+    row |= _distribution("open_loop_send_lateness_s", None if found is None else found.send_lateness_s)
+    service = None if found is None else found.service
     for name in ("ttft_s", "e2e_s"):
-        row |= _distribution(f"open_loop_service_{name}", service.get(name), hidden)
+        row |= _distribution(f"open_loop_service_{name}", getattr(service, name, None), hidden)
     return row
 
 
 def _around(level: LevelSummary) -> dict[str, Cell]:
     """What the engine and the GPUs say, as far as it is one number."""
-    server, gpu = level.server or {}, level.gpu or {}
     row: dict[str, Cell] = {}
     for name, statistic in (("requests_running", "mean"), ("requests_waiting", "mean"), ("kv_cache_usage", "max")):
-        row[f"server_{name}_{statistic}"] = server.get(name, {}).get(statistic)
+        row[f"server_{name}_{statistic}"] = getattr(getattr(level.server, name, None), statistic, None)
     for name in ("prefix_cache_hit_rate", "preemptions", "ttft_s", "queue_s", "prefill_s", "decode_s", "agrees"):
-        row[f"server_{name}"] = server.get(name)
-    row["gpu_energy_j"] = gpu.get("energy_j")
-    row["gpu_energy_per_output_token_j"] = gpu.get("energy_per_output_token_j")
+        row[f"server_{name}"] = getattr(level.server, name, None)
+    row["gpu_energy_j"] = None if level.gpu is None else level.gpu.energy_j
+    row["gpu_energy_per_output_token_j"] = None if level.gpu is None else level.gpu.energy_per_output_token_j
     return row

@@ -18,11 +18,12 @@ from typing import Any
 
 import msgspec
 
-from loadgen import __version__
+from loadgen import __version__, loads
+from loadgen.analysis.figures import LevelSummary
 from loadgen.analysis.slo import Slo, parse_slos
-from loadgen.analysis.summary import LevelSummary
 from loadgen.comparison.differences import Comparison
-from loadgen.records import Manifest
+from loadgen.loads import Open
+from loadgen.records import EngineEntry, Manifest
 from loadgen.report import csv
 from loadgen.report import find as finding
 from loadgen.report.answer import ATTAINMENT, answer
@@ -33,11 +34,7 @@ from loadgen.report.page_data import RunPage, encode
 from loadgen.report.terminal import (
     SIMULATED,
     are_mixed,
-    in_words,
-    is_open,
     latency_ms,
-    level_name,
-    load_value,
     rounds_table,
     withheld,
 )
@@ -146,8 +143,8 @@ def _letter(place: int) -> str:
 
 def _attainment(page: RunPage) -> float:
     """The share of requests that a search went by, else that of a plan."""
-    searched: dict[str, Any] = page.manifest.load.get("find") or {}
-    return float(searched.get("attainment", ATTAINMENT))
+    load = page.manifest.load
+    return load.find.attainment if load.find is not None else load.attainment or ATTAINMENT
 
 
 def _lettered(entry: Entry, place: int) -> Entry:
@@ -159,17 +156,17 @@ def _slo(slo: Slo) -> dict[str, Any]:
 
 
 def _title(manifest: Manifest) -> str:
-    return f"{manifest.engine['kind']} serving {manifest.engine['model']}"
+    return f"{manifest.engine.kind} serving {manifest.engine.model}"
 
 
 def _about(page: RunPage) -> str:
     """What was measured, in words."""
     manifest = page.manifest
-    owned = manifest.gpus if manifest.engine.get("gpu_uuids") else []
-    words = [f"{manifest.engine['kind']} {manifest.engine.get('version') or ''}".strip()]
+    owned = manifest.gpus if manifest.engine.gpu_uuids else []
+    words = [manifest.engine.name]
     if owned:
-        words.append(f"on {owned[0]['name']}")
-    words.append(_load_words(page.summary.levels))
+        words.append(f"on {owned[0].name}")
+    words.append(loads.in_words([level.load for level in page.summary.levels]))
     return f"{page.name}: {', '.join(words)}. Started {manifest.started_utc}."
 
 
@@ -246,26 +243,11 @@ def _comparison(comparison: Comparison) -> str:
 def _load_head(levels: list[LevelSummary]) -> str:
     if are_mixed(levels):
         return "Load"
-    return "Requests/s due" if levels and is_open(levels[0].load) else "In flight"
+    return "Requests/s due" if levels and isinstance(levels[0].load, Open) else "In flight"
 
 
 def _load_cell(level: LevelSummary, levels: list[LevelSummary]) -> str:
-    return in_words(level.load) if are_mixed(levels) else level_name(level.load)
-
-
-def _load_words(levels: list[LevelSummary]) -> str:
-    if not levels:
-        return "no level"
-
-    def loads(wanted: bool) -> str:
-        found = (f"{load_value(level.load):g}" for level in levels if is_open(level.load) is wanted)
-        return ", ".join(dict.fromkeys(found))
-
-    words = [f"closed loop at {loads(False)} in flight"] if loads(False) else []
-    if loads(True):
-        arrivals = ", ".join(dict.fromkeys(str(level.load["arrival"]) for level in levels if is_open(level.load)))
-        words.append(f"open loop at {loads(True)} requests/s, {arrivals} arrivals, latencies from when each was due")
-    return " and ".join(words)
+    return level.load.text if are_mixed(levels) else level.load.short
 
 
 def _results(page: RunPage, index: int, named: bool) -> str:
@@ -347,8 +329,9 @@ def _engine_section(page: RunPage, named: bool) -> str:
     label = f"What the engine and the GPU of {page.name} say"
     seen = []
     for level in levels:
-        gpu = level.gpu or {"devices": [{}]}
-        seen.append({**gpu["devices"][0], **(level.server or {}), **{k: v for k, v in gpu.items() if k != "devices"}})
+        server: dict[str, Any] = {} if level.server is None else msgspec.to_builtins(level.server)
+        gpu: dict[str, Any] = {"devices": [{}]} if level.gpu is None else msgspec.to_builtins(level.gpu)
+        seen.append({**gpu.pop("devices")[0], **server, **gpu})
     columns = [(head, [cell(s) for s in seen]) for head, cell in _ENGINE_COLUMNS]
     columns = [(head, cells) for head, cells in columns if any(cells)]
     if not columns:
@@ -411,7 +394,7 @@ def _no_sum(fall: Waterfall) -> str:
 
 def _fall_title(fall: Waterfall) -> str:
     step = fall.step
-    return f"{fall.metric.upper()} at {in_words(fall.load)}: {step.phase} of {step.sequences} x {step.context} tokens"
+    return f"{fall.metric.upper()} at {fall.load.text}: {step.phase} of {step.sequences} x {step.context} tokens"
 
 
 def _reasons(level: LevelSummary) -> str:
@@ -421,14 +404,14 @@ def _reasons(level: LevelSummary) -> str:
 def _verdicts(page: RunPage, named: bool) -> str:
     items = []
     for level in page.summary.levels:
-        load = in_words(level.load)
+        load = level.load.text
         client = level.client
         if level.verdict.status == "VALID":
-            late = client["lateness_s"].mean
-            flying = "" if client["in_flight"] is None else f"{client['in_flight']:.1f} in flight on average, "
+            late = client.lateness_s.mean
+            flying = "" if client.in_flight is None else f"{client.in_flight:.1f} in flight on average, "
             words = f"{load}: VALID; {flying}own stamps "
             words += "not probed" if late is None else f"{format_ms(late)} ms late on average"
-            items.append(f"<li>{escape(words)}, {client['utilization']:.0%} of a core used.</li>")
+            items.append(f"<li>{escape(words)}, {client.utilization:.0%} of a core used.</li>")
         for reason in level.verdict.reasons:
             items.append(
                 f"<li>{escape(load)}: <strong>{escape(reason.status)}</strong>: {escape(reason.text)}. "
@@ -437,14 +420,14 @@ def _verdicts(page: RunPage, named: bool) -> str:
     return _head(page, named) + f"<ul>{''.join(items)}</ul>"
 
 
-def _launch_facts(engine: dict[str, Any]) -> dict[str, str]:
+def _launch_facts(engine: EngineEntry) -> dict[str, str]:
     """How an engine that loadgen launched was started; nothing for one that ran already."""
     facts = {}
-    if engine.get("shell"):
-        facts["Started as"] = engine["shell"]
-    if engine.get("startup_s"):
-        facts["Start-up"] = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in engine["startup_s"].items())
-    if engine.get("dummy_weights"):
+    if engine.shell:
+        facts["Started as"] = engine.shell
+    if engine.startup_s:
+        facts["Start-up"] = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in engine.startup_s.items())
+    if engine.dummy_weights:
         facts["Weights"] = "made up by the engine (dummy): timing is the model's, text is noise"
     return facts
 
@@ -452,17 +435,17 @@ def _launch_facts(engine: dict[str, Any]) -> dict[str, str]:
 def _facts(page: RunPage, named: bool) -> str:
     manifest = page.manifest
     host = manifest.host
-    gpus = ", ".join(str(gpu["name"]) for gpu in manifest.gpus) or "none seen by loadgen"
+    gpus = ", ".join(gpu.name for gpu in manifest.gpus) or "none seen by loadgen"
     facts = {
         "Command": " ".join(manifest.command),
-        "Engine": f"{manifest.engine['kind']} {manifest.engine['version'] or ''} at {manifest.engine['url']}",
-        "Model": manifest.engine["model"],
+        "Engine": f"{manifest.engine.kind} {manifest.engine.version or ''} at {manifest.engine.url}",
+        "Model": str(manifest.engine.model),
         **_launch_facts(manifest.engine),
-        "Dataset": ", ".join(f"{key} {value}" for key, value in manifest.dataset.items()),
+        "Dataset": ", ".join(f"{key} {value}" for key, value in msgspec.to_builtins(manifest.dataset).items()),
         "Seed": str(manifest.seed),
-        "Host": f"{host['name']}: {host['processor']}, {host['cores']} cores, Linux {host['kernel']}",
+        "Host": f"{host.name}: {host.processor}, {host.cores} cores, Linux {host.kernel}",
         "GPUs": gpus,
-        "Client": f"loadgen {manifest.client['loadgen_version']}, {manifest.client['workers']} worker process(es)",
+        "Client": f"loadgen {manifest.client.loadgen_version}, {manifest.client.workers} worker process(es)",
         "Made by": f"loadgen {__version__}",
     }
     return (

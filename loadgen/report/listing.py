@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from loadgen.report.terminal import WIDTH, fill, is_open, level_name, load_value, one_line
+from loadgen.report.terminal import WIDTH, fill, one_line
 from loadgen.run_folders import RunEntry
 
 UNITS = ((86400 * 365, "y"), (86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
@@ -35,12 +35,12 @@ def verdicts(entry: RunEntry) -> str:
         return "no level"
     if entry.search is not None:
         return f"search for the {entry.search} over {len(loads)} levels"
-    values = dict.fromkeys(f"{load_value(level.load):g}" for level in loads)
-    words = f"{', '.join(values)} {'requests/s' if is_open(loads[0].load) else 'in flight'}"
-    rounds = len({level.load.get("round") for level in loads})
+    values = dict.fromkeys(f"{level.load.value:g}" for level in loads)
+    words = f"{', '.join(values)} {loads[0].load.unit}"
+    rounds = len({level.load.round for level in loads})
     if rounds > 1:
         words += f", {rounds} rounds"
-    bad = [f"{level_name(level.load)} {level.verdict}" for level in loads if level.verdict != "VALID"]
+    bad = [f"{level.load.short} {level.verdict}" for level in loads if level.verdict != "VALID"]
     return f"{words}: {', '.join(bad) if bad else 'VALID'}"
 
 

@@ -10,9 +10,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
+from loadgen.analysis.figures import LevelSummary
 from loadgen.analysis.slo import SloFigures
 from loadgen.analysis.stats import QUANTILES, quantile_floor
-from loadgen.analysis.summary import LevelSummary, Summary
+from loadgen.analysis.summary import Summary
+from loadgen.loads import Open
 from loadgen.records import Manifest
 from loadgen.report.answer import answer
 from loadgen.report.entry import Entry
@@ -20,10 +24,7 @@ from loadgen.report.terminal import (
     SIMULATED,
     WITHHELD,
     are_mixed,
-    in_words,
-    is_open,
     latency_ms,
-    level_name,
     one_line,
     slo_words,
     withheld,
@@ -62,8 +63,7 @@ def render(entries: Sequence[Entry]) -> str:
 def _run(entry: Entry, named: bool) -> list[str]:
     manifest, summary = entry.manifest, entry.summary
     engine = manifest.engine
-    version = f" {escaped(str(engine['version']))}" if engine.get("version") else ""
-    title = f"{escaped(str(engine.get('kind')))}{version} serving {code(str(engine.get('model')))}"
+    title = f"{escaped(engine.name)} serving {code(str(engine.model))}"
     parts = [f"### {code(entry.name) + ': ' if named else ''}{title}"]
     if summary.simulated:
         parts.append(f"**{SIMULATED}**")
@@ -78,7 +78,7 @@ def _table(levels: Sequence[LevelSummary]) -> str:
         return ""
     mixed = are_mixed(list(levels))
     with_slo = any(isinstance(level.slo, SloFigures) for level in levels)
-    load = "load" if mixed else "requests/s due" if is_open(levels[0].load) else "in flight"
+    load = "load" if mixed else "requests/s due" if isinstance(levels[0].load, Open) else "in flight"
     heads = [
         load, "verdict", "TTFT p50, ms", "p99",
         "TPOT p50, ms", "p99", "output tokens/s", "requests/s", *(["goodput/s", "attainment"] * with_slo),
@@ -91,7 +91,7 @@ def _table(levels: Sequence[LevelSummary]) -> str:
 
 
 def _load(level: LevelSummary, mixed: bool) -> str:
-    return escaped(in_words(level.load) if mixed else level_name(level.load))
+    return escaped(level.load.text if mixed else level.load.short)
 
 
 def _figures(level: LevelSummary) -> list[str]:
@@ -142,7 +142,7 @@ def _reasons(levels: Sequence[LevelSummary]) -> str:
     """Why levels are not valid, and how percentiles did."""
     lines = []
     for level in levels:
-        load = escaped(in_words(level.load))
+        load = escaped(level.load.text)
         lines += [
             f"- {load}: **{reason.status}**: {escaped(reason.text)}. What to do: {escaped(reason.advice)}."
             for reason in level.verdict.reasons
@@ -155,20 +155,20 @@ def _reasons(levels: Sequence[LevelSummary]) -> str:
 def facts(manifest: Manifest) -> dict[str, str]:
     """What was run, on what, and how to run it again."""
     host, engine, client = manifest.host, manifest.engine, manifest.client
-    versions: dict[str, Any] = engine.get("versions") or {}
+    versions: dict[str, Any] = engine.facts.get("versions") or {}
     found = {
         "Command": " ".join(manifest.command),
         "Started": manifest.started_utc,
-        "Engine": f"{engine.get('kind')} {engine.get('version') or ''} at {engine.get('url')}",
-        "Started as": engine.get("shell"),
+        "Engine": f"{engine.kind} {engine.version or ''} at {engine.url}",
+        "Started as": engine.shell,
         "Versions": ", ".join(f"{name} {value}" for name, value in versions.items()),
-        "Dataset": ", ".join(f"{key} {value}" for key, value in manifest.dataset.items()),
+        "Dataset": ", ".join(f"{key} {value}" for key, value in msgspec.to_builtins(manifest.dataset).items()),
         "Seed": str(manifest.seed),
-        "Objectives": manifest.load.get("slo"),
-        "Host": f"{host.get('name')}: {host.get('processor')}, {host.get('cores')} cores, Linux {host.get('kernel')}",
-        "GPUs": ", ".join(str(gpu.get("name")) for gpu in manifest.gpus) or "none seen by loadgen",
+        "Objectives": manifest.load.slo,
+        "Host": f"{host.name}: {host.processor}, {host.cores} cores, Linux {host.kernel}",
+        "GPUs": ", ".join(gpu.name for gpu in manifest.gpus) or "none seen by loadgen",
         "Driver": manifest.driver,
-        "Client": f"loadgen {client.get('loadgen_version')}, {client.get('workers')} worker process(es)",
+        "Client": f"loadgen {client.loadgen_version}, {client.workers} worker process(es)",
     }
     return {name: str(value) for name, value in found.items() if value}
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import Any, get_args
+from typing import get_args
 
 from prometheus_client.core import Metric
 from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.registry import CollectorRegistry
 
+from loadgen.analysis.figures import LevelSummary, Status
 from loadgen.analysis.slo import SloFigures
 from loadgen.analysis.stats import QUANTILES, Distribution
-from loadgen.analysis.summary import LevelSummary
-from loadgen.analysis.verdicts import Status
+from loadgen.loads import kind_of
 from loadgen.report.entry import Entry
-from loadgen.report.terminal import load_value, withheld
+from loadgen.report.terminal import withheld
 
 Labels = dict[str, str]
 
@@ -88,9 +88,9 @@ def _about(entry: Entry) -> Labels:
     engine = entry.manifest.engine
     return {
         "run": entry.name,
-        "engine": str(engine.get("kind") or ""),
-        "version": str(engine.get("version") or ""),
-        "model": str(engine.get("model") or ""),
+        "engine": engine.kind,
+        "version": engine.version or "",
+        "model": engine.model or "",
         "simulated": str(entry.summary.simulated).lower(),
     }
 
@@ -98,17 +98,17 @@ def _about(entry: Entry) -> Labels:
 def _load(level: LevelSummary, index: int) -> Labels:
     return {
         "level": str(index),
-        "load_model": str(level.load.get("model", "")),
-        "load": f"{load_value(level.load):g}",
+        "load_model": kind_of(level.load),
+        "load": f"{level.load.value:g}",
     }
 
 
 def _run(families: _Families, entry: Entry, about: Labels) -> None:
     manifest = entry.manifest
     facts = {
-        "loadgen_version": str(manifest.client.get("loadgen_version", "")),
-        "host": str(manifest.host.get("name", "")),
-        "gpu": ", ".join(dict.fromkeys(str(gpu.get("name", "")) for gpu in manifest.gpus)),
+        "loadgen_version": manifest.client.loadgen_version or "",
+        "host": manifest.host.name or "",
+        "gpu": ", ".join(dict.fromkeys(gpu.name for gpu in manifest.gpus)),
     }
     families.gauge("loadgen_run_info", "What was measured, where; always 1.", {**about, **facts}, 1)
     try:
@@ -136,11 +136,11 @@ def _level(families: _Families, level: LevelSummary, labels: Labels) -> None:
         families.interval(name, text, labels, level.ci95.get(field))
     client = level.client
     text = "Requests in flight, time average."
-    families.gauge("loadgen_in_flight_requests", text, labels, client["in_flight"])
+    families.gauge("loadgen_in_flight_requests", text, labels, client.in_flight)
     text = "How late loadgen stamped a probe: its own error."
-    families.summary("loadgen_client_lateness_seconds", text, labels, client["lateness_s"])
+    families.summary("loadgen_client_lateness_seconds", text, labels, client.lateness_s)
     text = "CPU time of loadgen's busiest worker, of one core."
-    families.gauge("loadgen_client_utilization_ratio", text, labels, client["utilization"])
+    families.gauge("loadgen_client_utilization_ratio", text, labels, client.utilization)
     _around(families, level, labels)
 
 
@@ -165,14 +165,13 @@ def _latencies(families: _Families, level: LevelSummary, labels: Labels) -> None
 
 def _around(families: _Families, level: LevelSummary, labels: Labels) -> None:
     """What the engine and the GPUs said."""
-    server: dict[str, Any] = level.server or {}
     rows: Iterable[tuple[str, str, str, str]] = (
         ("requests_running", "mean", "loadgen_server_running_requests", "Running in the engine, mean."),
         ("requests_waiting", "mean", "loadgen_server_waiting_requests", "Waiting in the engine, mean."),
         ("kv_cache_usage", "max", "loadgen_server_kv_cache_usage_ratio", "The KV cache at its fullest."),
     )
     for field, statistic, name, text in rows:
-        families.gauge(name, text, labels, server.get(field, {}).get(statistic))
-    energy = (level.gpu or {}).get("energy_per_output_token_j")
+        families.gauge(name, text, labels, getattr(getattr(level.server, field, None), statistic, None))
+    energy = None if level.gpu is None else level.gpu.energy_per_output_token_j
     text = "Energy of all the engine's GPUs for an output token."
     families.gauge("loadgen_energy_per_output_token_joules", text, labels, energy)

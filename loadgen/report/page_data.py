@@ -23,12 +23,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from loadgen.analysis.slo import outcome
+from loadgen.analysis.figures import Window
+from loadgen.analysis.outcome import outcome
 from loadgen.analysis.summary import Summary
+from loadgen.gpus import GpuSample
+from loadgen.loads import Open
 from loadgen.microbench.records import KernelRecord
 from loadgen.records import (
     ClientSample,
-    GpuSample,
     Manifest,
     RequestRecord,
     ServerSample,
@@ -39,7 +41,7 @@ from loadgen.records import (
 )
 from loadgen.report.entry import Entry
 from loadgen.report.kernels import case_words
-from loadgen.report.terminal import in_words, is_open, level_name, load_value, withheld
+from loadgen.report.terminal import withheld
 from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
@@ -141,7 +143,7 @@ class LevelRequests:
         rates = np.array([self._tokens[int(place)] for place in places]) * (NS_PER_S / TENTH_NS)
         return _grid(places * TENTH_NS + TENTH_NS // 2, rates, start_ns)
 
-    def columns(self, window: dict[str, int], hidden: bool) -> tuple[int, dict[str, NDArray[Any]]]:
+    def columns(self, window: Window, hidden: bool) -> tuple[int, dict[str, NDArray[Any]]]:
         """When the level's first request was issued, in ns, and a column for each thing that is known of its requests.
 
         Args:
@@ -155,7 +157,7 @@ class LevelRequests:
         issued = table[:, 0]
         start = int(issued[0]) if len(issued) else 0
         measured = (table[:, 2] & MEASURED) > 0
-        offered = measured & (issued >= window["start_ns"]) & (issued <= window["end_ns"])
+        offered = measured & (issued >= window.start_ns) & (issued <= window.end_ns)
         columns = {
             "issued_us": (issued - start) // 1000,
             "seq": table[:, 1],
@@ -242,12 +244,12 @@ def _run(page: RunPage, keep: Any) -> dict[str, Any]:
         levels.append(
             {
                 "summary": level,
-                "name": level_name(level.load),
-                "words": in_words(level.load),
-                "value": load_value(level.load),
-                "open": is_open(level.load),
+                "name": level.load.short,
+                "words": level.load.text,
+                "value": level.load.value,
+                "open": isinstance(level.load, Open),
                 "withheld": withheld(level),
-                "window_us": [(level.window["start_ns"] - start) // 1000, (level.window["end_ns"] - start) // 1000],
+                "window_us": [(level.window.start_ns - start) // 1000, (level.window.end_ns - start) // 1000],
                 "requests": {name: keep(name, values) for name, values in columns.items()},
                 "errors": requests.errors,
                 "tokens_per_s": requests.tokens_per_s(start),
@@ -259,7 +261,7 @@ def _run(page: RunPage, keep: Any) -> dict[str, Any]:
     return {
         "name": page.name,
         "simulated": page.summary.simulated,
-        "gpus": len(page.manifest.engine.get("gpu_uuids") or []),
+        "gpus": len(page.manifest.engine.gpu_uuids),
         "levels": levels,
         "waterfalls": beside.waterfalls if beside else [],
         "kernels": [_kernel(record) for record in beside.records] if beside else [],

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any
 
 import msgspec
 
+from loadgen.analysis.figures import LevelSummary, OpenLoopFigures, Precision, ServerFigures
 from loadgen.analysis.find import Find
-from loadgen.analysis.precision import Precision
 from loadgen.analysis.precision import in_words as reached_in_words
 from loadgen.analysis.rounds import Spread
 from loadgen.analysis.server_metrics import RECONCILED
 from loadgen.analysis.slo import SloFigures
 from loadgen.analysis.stats import QUANTILES, Distribution, quantile_floor
-from loadgen.analysis.summary import LevelSummary, Summary
+from loadgen.analysis.summary import Summary
 from loadgen.engines.offline import OfflineReport
-from loadgen.records import Manifest
+from loadgen.loads import Open
+from loadgen.records import LoadEntry, Manifest
 from loadgen.report.find import rows, sentences
 from loadgen.units import format_count, format_ms
 
@@ -83,64 +83,35 @@ def render(manifest: Manifest, summary: Summary) -> str:
 
 
 def _heading(manifest: Manifest) -> str:
-    engine = manifest.engine
-    version = f" {engine['version']}" if engine.get("version") else ""
-    dataset = manifest.dataset
-    if dataset["kind"] == "file":
-        prompts = f"{dataset['prompts']} prompts of {dataset['path']}"
-    else:
-        prompts = f"synthetic prompts, {dataset['input_tokens']} tokens in, {dataset['output_tokens']} out"
-    load = manifest.load
-    amount = f"{load['requests']} requests" if load["requests"] else f"{load['duration_s']:g} s"
-    if load.get("precision") is not None:
-        amount = f"{load['duration_s']:g} to {load['max_duration_s']:g} s, until {load['precision'] * 100:g} % precise,"
+    engine, load = manifest.engine, manifest.load
+    amount = f"{load.requests} requests" if load.requests else f"{load.duration_s:g} s"
+    if load.precision is not None:
+        amount = f"{load.duration_s:g} to {load.max_duration_s:g} s, until {load.precision * 100:g} % precise,"
     lines = [
-        f"{engine['kind']}{version} serving {engine['model']} at {engine['url']} (/v1, {engine['endpoint']})",
-        f"{prompts}; {_load_words(load)}, {amount} measured per level; seed {manifest.seed}",
+        f"{engine.name} serving {engine.model} at {engine.url} (/v1, {engine.endpoint})",
+        f"{manifest.dataset.text}; {_load_words(load)}, {amount} measured per level; seed {manifest.seed}",
     ]
     return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False) for line in lines)
 
 
-def _load_words(load: dict[str, Any]) -> str:
-    if load["model"] == "search":
-        return f"search for the {load['find']['kind']} over {load['find']['over']}"
-    if load["model"] != "open":
+def _load_words(load: LoadEntry) -> str:
+    if load.find is not None:
+        return f"search for the {load.find.kind} over {load.find.over}"
+    if load.model != "open":
         return "closed loop"
-    return f"open loop, {load['arrival']} arrivals, latencies from when a request was due"
-
-
-def in_words(load: dict[str, Any]) -> str:
-    """A level's load as people say it."""
-    words = f"{load['rate_rps']:g} requests/s" if is_open(load) else f"{load['concurrency']} in flight"
-    return words if "round" not in load else f"{words}, round {load['round'] + 1}"
-
-
-def level_name(load: dict[str, Any]) -> str:
-    """A level's load in a narrow column: ``8``, or ``2/8`` in the second round."""
-    name = f"{load['rate_rps']:g}" if is_open(load) else str(load["concurrency"])
-    return name if "round" not in load else f"{load['round'] + 1}/{name}"
-
-
-def is_open(load: dict[str, Any]) -> bool:
-    """Whether requests came at times of their own, whatever the server did."""
-    return load.get("model") == "open"
+    return f"open loop, {load.arrival} arrivals, latencies from when a request was due"
 
 
 def are_mixed(levels: list[LevelSummary]) -> bool:
-    """Whether there are closed and open loops, as in a search for a capacity."""
-    return len({is_open(level.load) for level in levels}) > 1
-
-
-def load_value(load: dict[str, Any]) -> float:
-    """A level's load as a number: requests in flight, or requests/s."""
-    return float(load["rate_rps"] if is_open(load) else load["concurrency"])
+    """Whether there are several kinds of load, as in a search for a capacity."""
+    return len({type(level.load) for level in levels}) > 1
 
 
 def load_column(levels: list[LevelSummary]) -> tuple[str, str]:
     """The head of a load's column, in two lines; where both kinds are in it, each load says which it is."""
     if are_mixed(levels):
         return "", "load"
-    return ("rate", "per s") if levels and is_open(levels[0].load) else ("in", "flight")
+    return levels[0].load.column if levels else ("in", "flight")
 
 
 def _table(levels: list[LevelSummary]) -> str:
@@ -167,10 +138,10 @@ def _table(levels: list[LevelSummary]) -> str:
 
 
 def _name(level: LevelSummary, mixed: bool) -> str:
-    if not mixed or not is_open(level.load):
-        return level_name(level.load)
-    rate = load_value(level.load)
-    return f"{rate:.0f}/s" if rate >= 100 else f"{rate:.3g}/s"
+    load = level.load
+    if not mixed or not isinstance(load, Open):
+        return load.short
+    return f"{load.rate_rps:.0f}/s" if load.rate_rps >= 100 else f"{load.rate_rps:.3g}/s"
 
 
 ROUND_ROWS = {
@@ -187,7 +158,7 @@ def rounds_table(summary: Summary) -> str:
     if isinstance(summary.rounds, msgspec.UnsetType):
         return ""
     upper, lower = load_column(summary.levels)
-    count = len({level.load["round"] for level in summary.levels})
+    count = len({level.load.round for level in summary.levels})
     rows = [
         f"Over {count} round{'s' * (count != 1)}",
         f"{upper:>6}  {'':<16}{'mean over':>10}{'':>19}{'error in':>10}{'between':>10}",
@@ -196,9 +167,9 @@ def rounds_table(summary: Summary) -> str:
     ]
     notes = []
     for one in summary.rounds:
-        name = level_name(one.load)
+        name = one.load.short
         if one.left_out:
-            notes.append(f"{in_words(one.load)}: left out, since not valid: {', '.join(one.left_out)}")
+            notes.append(f"{one.load.text}: left out, since not valid: {', '.join(one.left_out)}")
         if not one.metrics:
             rows.append(f"{name:>6}  {one.rounds} valid round{'s' * (one.rounds != 1)}: two are needed")
         for key, spread in one.metrics.items():
@@ -234,7 +205,7 @@ def _footnotes(summary: Summary) -> str:
         lines.append("n/a: " + ", ".join(f"{name} needs {floor} requests" for name, floor in missing))
     if any(level.verdict.status != "VALID" for level in summary.levels):
         lines.append("!: not valid, see below; do not rely on this row")
-    if any("round" in level.load for level in summary.levels):
+    if any(level.load.round is not None for level in summary.levels):
         lines.append(ROUNDS)
     if any(withheld(level) for level in summary.levels):
         lines.append(f"{WITHHELD}: withheld, since loadgen's own delay is in it")
@@ -243,20 +214,20 @@ def _footnotes(summary: Summary) -> str:
 
 def _judgement(level: LevelSummary) -> str:
     """A level's verdict in words, and what backs it."""
-    load = in_words(level.load)
+    load = level.load.text
     if level.verdict.status == "VALID":
         client = level.client
-        late = client["lateness_s"]
-        backing = [f"{client['in_flight']:.1f} in flight on average"]
-        if isinstance(level.open_loop, dict):
-            lateness = level.open_loop["send_lateness_s"]
+        late = client.lateness_s
+        backing = [f"{client.in_flight:.1f} in flight on average"]
+        if isinstance(level.open_loop, OpenLoopFigures):
+            lateness = level.open_loop.send_lateness_s
             backing.append(f"sent {format_ms(lateness.mean)} ms after it was due on average")
         if late.mean is not None:
             backing.append(f"own stamps {format_ms(late.mean)} ms late on average")
-        backing.append(f"{client['utilization']:.0%} of a core used")
-        if client["littles_law_deviation"] is not None:
-            backing.append(f"Little's law within {client['littles_law_deviation']:.1%}")
-        if level.server and level.server.get("agrees"):
+        backing.append(f"{client.utilization:.0%} of a core used")
+        if client.littles_law_deviation is not None:
+            backing.append(f"Little's law within {client.littles_law_deviation:.1%}")
+        if level.server is not None and level.server.agrees:
             backing.append("tokens agree with the server's count")
         text = f"{load}: VALID ({', '.join(backing)})"
         return "\n".join([textwrap.fill(text, WIDTH, subsequent_indent="  "), *_remarks(level)])
@@ -270,37 +241,35 @@ def _judgement(level: LevelSummary) -> str:
 def _remarks(level: LevelSummary) -> list[str]:
     """What a reader should know beside the verdict."""
     remarks = []
-    if isinstance(level.open_loop, dict) and not withheld(level):
-        service = level.open_loop["service"]["ttft_s"]
+    if isinstance(level.open_loop, OpenLoopFigures) and not withheld(level):
+        service = level.open_loop.service.ttft_s
         remarks.append(
             f"from the real send, TTFT was {format_ms(service.p50)} ms (p50), {format_ms(service.p99)} ms (p99); "
-            f"{level.open_loop['late']} requests were sent more than 1 ms late, {level.open_loop['dropped']} never"
+            f"{level.open_loop.late} requests were sent more than 1 ms late, {level.open_loop.dropped} never"
         )
     tokens = level.tokens
-    if tokens["source"].get("events"):
+    if tokens.source.get("events"):
         remarks.append("the server sends no usage: tokens are counted as events")
-    elif tokens["source"].get("usage_final"):
+    elif tokens.source.get("usage_final"):
         remarks.append("usage comes once per request: the tokens of a single event are not known")
-    if tokens["unstreamed"]:
-        remarks.append(f"{tokens['unstreamed']} replies were not streamed: they have no TTFT and no TPOT")
-    if tokens["shared_read"] and tokens["shared_read"] > 0.05:
-        remarks.append(f"{tokens['shared_read']:.0%} of the token events shared a read with the one before")
+    if tokens.unstreamed:
+        remarks.append(f"{tokens.unstreamed} replies were not streamed: they have no TTFT and no TPOT")
+    if tokens.shared_read and tokens.shared_read > 0.05:
+        remarks.append(f"{tokens.shared_read:.0%} of the token events shared a read with the one before")
     if (level.steady.cut_transient or level.steady.cut_turnover) and level.steady.steady is not False:
         remarks.append(f"steady state: {level.steady.reason}")
     if isinstance(level.precision, Precision):
         remarks.append(precision_words(level.precision))
     if isinstance(level.slo, SloFigures) and not withheld(level):
         remarks += slo_words(level.slo)
-    if level.stalls["requests"] and not withheld(level):
-        longest = level.stalls["longest_gap_s"].max
-        remarks.append(
-            f"{level.stalls['requests']:.1%} of the requests stalled; the longest gap: {format_ms(longest)} ms"
-        )
-    server = level.server or {}
-    if server.get("agrees") is False:
-        counted = [key for key in RECONCILED if key in server]
-        counts = ", ".join(f"{key} {server[key]:,}" for key in counted)
-        own = ", ".join(f"{level.totals[key]:,}" for key in counted)
+    if level.stalls.requests and not withheld(level):
+        longest = level.stalls.longest_gap_s.max
+        remarks.append(f"{level.stalls.requests:.1%} of the requests stalled; the longest gap: {format_ms(longest)} ms")
+    server = level.server
+    if server is not None and server.agrees is False:
+        counted = [key for key in RECONCILED if getattr(server, key) is not None]
+        counts = ", ".join(f"{key} {getattr(server, key):,}" for key in counted)
+        own = ", ".join(f"{getattr(level.totals, key):,}" for key in counted)
         remarks.append(f"the server counted {counts}, loadgen {own}: something else uses it, or requests were lost")
     remarks += [text for text in (server_words(server), gpu_words(level)) if text]
     return [textwrap.fill(remark, WIDTH, initial_indent="  ", subsequent_indent="  ") for remark in remarks]
@@ -341,24 +310,28 @@ def slo_words(slo: SloFigures) -> list[str]:
     return words
 
 
-def server_words(server: dict[str, Any]) -> str | None:
+def server_words(server: ServerFigures | None) -> str | None:
     """The level as the engine saw it, in a sentence."""
+    if server is None:
+        return None
     words = []
-    for name, text in (("requests_running", "{:.1f} running"), ("requests_waiting", "{:.1f} waiting")):
-        if name in server:
-            words.append(text.format(server[name]["mean"]))
-    if "kv_cache_usage" in server:
-        words.append(f"KV cache {server['kv_cache_usage']['max']:.1%} full at most")
-    if server.get("preemptions"):
-        words.append(f"{server['preemptions']:,} preemptions")
-    if server.get("prefix_cache_hit_rate"):
-        words.append(f"{server['prefix_cache_hit_rate']:.1%} prefix-cache hits")
-    names = (("ttft", "TTFT"), ("queue", "queue"), ("prefill", "prefill"), ("decode", "decode"))
-    times = [f"{text} {format_ms(server[f'{name}_s'])}" for name, text in names if f"{name}_s" in server]
+    for gauge, text in ((server.requests_running, "{:.1f} running"), (server.requests_waiting, "{:.1f} waiting")):
+        if gauge is not None:
+            words.append(text.format(gauge.mean))
+    if server.kv_cache_usage is not None:
+        words.append(f"KV cache {server.kv_cache_usage.max:.1%} full at most")
+    if server.preemptions:
+        words.append(f"{server.preemptions:,} preemptions")
+    if server.prefix_cache_hit_rate:
+        words.append(f"{server.prefix_cache_hit_rate:.1%} prefix-cache hits")
+    named = (
+        ("TTFT", server.ttft_s), ("queue", server.queue_s), ("prefill", server.prefill_s), ("decode", server.decode_s)
+    )  # fmt: skip
+    times = [f"{text} {format_ms(seconds)}" for text, seconds in named if seconds is not None]
     if times:
         words.append(f"mean {', '.join(times)} ms")
-    if "iteration_s" in server:
-        words.append(f"{format_ms(server['iteration_s'])} ms an iteration")
+    if server.iteration_s is not None:
+        words.append(f"{format_ms(server.iteration_s)} ms an iteration")
     return f"the engine says: {', '.join(words)}" if words else None
 
 
@@ -367,17 +340,17 @@ def gpu_words(level: LevelSummary) -> str | None:
     if level.gpu is None:
         return None
     words = []
-    for device in level.gpu["devices"]:
+    for device in level.gpu.devices:
         parts = []
-        if "power_w" in device:
-            parts.append(f"{device['power_w']['mean']:.0f} W")
-        if "sm_clock_mhz" in device:
-            parts.append(f"{device['sm_clock_mhz']['mean']:,.0f} MHz")
-        if "memory_used_bytes" in device:
-            parts.append(f"{device['memory_used_bytes']['max'] / 2**30:.1f} GiB used")
-        parts += [f"{reason} {share:.0%} of the time" for reason, share in device["throttle"].items()]
+        if device.power_w is not None:
+            parts.append(f"{device.power_w.mean:.0f} W")
+        if device.sm_clock_mhz is not None:
+            parts.append(f"{device.sm_clock_mhz.mean:,.0f} MHz")
+        if device.memory_used_bytes is not None:
+            parts.append(f"{device.memory_used_bytes.max / 2**30:.1f} GiB used")
+        parts += [f"{reason} {share:.0%} of the time" for reason, share in device.throttle.items()]
         words.append(", ".join(parts))
-    energy = level.gpu["energy_per_output_token_j"]
+    energy = level.gpu.energy_per_output_token_j
     tail = "" if energy is None else f"; {energy:.3g} J an output token"
     return f"GPU: {'; '.join(words)}{tail}"
 
@@ -424,7 +397,7 @@ def side_by_side(runs: list[tuple[str, Summary]], together: bool) -> str:
     invalid = any(level.verdict.status != "VALID" for _, summary in runs for level in summary.levels)
     notes = ["!: not valid, see above; do not rely on this row"] if invalid else []
     notes += [fill(f"SIMULATED: {one_line(name)}") for name, summary in runs if summary.simulated]
-    if any("round" in level.load for _, summary in runs for level in summary.levels):
+    if any(level.load.round is not None for _, summary in runs for level in summary.levels):
         notes.append(ROUNDS)
     return "\n".join(["Side by side", "", *head, *rows, *notes]) + "\n"
 
@@ -449,5 +422,5 @@ def offline(report: OfflineReport, summary: Summary) -> str:
     for level in summary.levels:
         tokens = level.output_throughput_tps
         if tokens is not None and report.output_throughput_tps > 0:
-            lines.append(f"  {in_words(level.load)}: {tokens / report.output_throughput_tps:.0%} of it served")
+            lines.append(f"  {level.load.text}: {tokens / report.output_throughput_tps:.0%} of it served")
     return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in lines) + "\n"

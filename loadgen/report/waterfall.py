@@ -32,7 +32,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from loadgen.analysis.summary import LevelSummary, Summary
+from loadgen.analysis.figures import LevelSummary
+from loadgen.analysis.summary import Summary
+from loadgen.loads import Load
 from loadgen.microbench.cases import Step
 from loadgen.microbench.records import (
     KernelManifest,
@@ -44,7 +46,7 @@ from loadgen.microbench.records import (
 )
 from loadgen.microbench.steps import decode_step, no_sum, prefill_step
 from loadgen.records import Manifest
-from loadgen.report.terminal import WIDTH, in_words
+from loadgen.report.terminal import WIDTH
 from loadgen.units import format_ms
 
 # What a step consists of. Matrix products by their labels.
@@ -86,7 +88,7 @@ class Waterfall(msgspec.Struct, kw_only=True):
     """
 
     metric: Literal["tpot", "ttft"]
-    load: dict[str, Any]
+    load: Load
     step: Step
     missing: list[str] = []
     refused: str | None = None
@@ -242,7 +244,7 @@ def _tpot_gaps(result: Waterfall, level: LevelSummary, prefill_s: float | None) 
     rest = result.served_s - result.kernels_s
     rate = level.request_throughput_rps
     n = result.step.sequences
-    inside_s = (level.server or {}).get("tpot_s")
+    inside_s = None if level.server is None else level.server.tpot_s
     if prefill_s is not None and rate and n > 1:
         share = min(rate * prefill_s, 1.0) * (n - 1) / n
         seconds = share * result.served_s
@@ -274,8 +276,10 @@ def _tpot_gaps(result: Waterfall, level: LevelSummary, prefill_s: float | None) 
 def _ttft_gaps(result: Waterfall, level: LevelSummary) -> None:
     """From the kernels outwards, each as far as the engine's own times name it; what they do not name is one gap."""
     assert result.served_s is not None
-    server = level.server or {}
-    inside_s, queue_s, prefill_s = (server.get(name) for name in ("ttft_s", "queue_s", "prefill_s"))
+    server = level.server
+    inside_s, queue_s, prefill_s = (None, None, None) if server is None else (
+        server.ttft_s, server.queue_s, server.prefill_s
+    )  # fmt: skip
     rest = result.served_s - result.kernels_s
     gaps: list[Gap] = []
     if prefill_s is not None:
@@ -347,7 +351,7 @@ def render(falls: list[Waterfall]) -> str:
 
 def _render_one(fall: Waterfall) -> str:
     name = fall.metric.upper()
-    title = f"{name} at {in_words(fall.load)}: {fall.step.phase} of {fall.step.sequences} x {fall.step.context} tokens"
+    title = f"{name} at {fall.load.text}: {fall.step.phase} of {fall.step.sequences} x {fall.step.context} tokens"
     if fall.refused or fall.missing:
         return textwrap.fill(f"{title}: {why_no_sum(fall)}", WIDTH, subsequent_indent="  ")
     if fall.served_s is None:

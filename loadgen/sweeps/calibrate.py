@@ -16,16 +16,17 @@ from pathlib import Path
 import msgspec
 
 from loadgen import __version__, environment
-from loadgen.analysis.summary import summarize_level
+from loadgen.analysis.measure import summarize_level
 from loadgen.client.endpoint import Endpoint
 from loadgen.client.runner import LevelSpec, Runner, default_workers, split_cores
 from loadgen.client.wire import Timeouts
 from loadgen.engines.launch import launch_sim
 from loadgen.engines.server import get_json
 from loadgen.engines.sim import SimConfig
+from loadgen.environment import Host
 from loadgen.errors import LoadgenError
 from loadgen.processes import Interrupts
-from loadgen.records import ClientSample, RequestRecord, RunTail
+from loadgen.records import CalibrationEntry, ClientSample, RequestRecord, RunTail
 from loadgen.units import NS_PER_S, format_count, format_ms
 from loadgen.workloads.prompts import SourceSpec, TokenRange
 
@@ -54,7 +55,7 @@ class CalibrationRow(msgspec.Struct, kw_only=True):
 class Calibration(msgspec.Struct, kw_only=True):
     """What one machine can measure. Rates are None when no load stayed within the bound."""
 
-    host: dict[str, object]
+    host: Host
     loadgen_version: str
     workers: int
     rows: list[CalibrationRow]
@@ -157,8 +158,8 @@ def calibrate(levels: list[int], duration_s: float, workers: int | None, say: Ca
                             ttft_error_mean_s=float(np.mean(ttft)),
                             ttft_error_p99_s=float(np.quantile(ttft, 0.99)),
                             tpot_error_share=float(np.mean(tpot)),
-                            utilization=level.client["utilization"],
-                            lateness_mean_s=level.client["lateness_s"].mean,
+                            utilization=level.client.utilization,
+                            lateness_mean_s=level.client.lateness_s.mean,
                             engine_lateness_mean_s=float(late.get("mean_s", 0.0)),
                         )
                     )
@@ -194,20 +195,20 @@ def _keep(result: Calibration) -> None:
         pass  # only later runs would have used it
 
 
-def kept_calibration() -> dict[str, object] | None:
+def kept_calibration() -> CalibrationEntry | None:
     """What the last calibration on this machine found, for the manifest; None without one."""
     try:
         result = msgspec.json.decode(_cache_path().read_bytes(), type=Calibration)
     except (OSError, msgspec.MsgspecError):
         return None
     here = environment.host()
-    if any(result.host.get(key) != here[key] for key in ("name", "processor", "cores")):
+    if any(getattr(result.host, key) != getattr(here, key) for key in ("name", "processor", "cores")):
         return None
-    return {
-        "workers": result.workers,
-        "tokens_per_s_within_1ms": result.tokens_per_s_within_1ms,
-        "tokens_per_s_within_5_percent": result.tokens_per_s_within_5_percent,
-    }
+    return CalibrationEntry(
+        workers=result.workers,
+        tokens_per_s_within_1ms=result.tokens_per_s_within_1ms,
+        tokens_per_s_within_5_percent=result.tokens_per_s_within_5_percent,
+    )
 
 
 def render(result: Calibration) -> str:

@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-import msgspec
-
 from loadgen import __version__, environment
-from loadgen.analysis.precision import Reached
+from loadgen.analysis.figures import Reached, Totals
+from loadgen.analysis.measure import complete, gather_steady, look, precision_of, summarize
 from loadgen.analysis.precision import in_words as reached_in_words
 from loadgen.analysis.server_metrics import reconcile
-from loadgen.analysis.summary import Summary, complete, gather_steady, look, precision_of, summarize
+from loadgen.analysis.summary import Summary
 from loadgen.client.endpoint import DIALECTS, Endpoint
 from loadgen.client.runner import LevelSpec, Look, Runner
 from loadgen.engines.launch import Launched
@@ -22,8 +21,16 @@ from loadgen.engines.server import MetricsPage, Server, healthy, identify, reset
 from loadgen.errors import EndpointError, RunFolderError
 from loadgen.gpus import Nvml
 from loadgen.processes import Interrupts
-from loadgen.records import ClientSample, Manifest, RequestRecord, RunTail, write_json
-from loadgen.report.terminal import in_words
+from loadgen.records import (
+    ClientEntry,
+    ClientSample,
+    EngineEntry,
+    Manifest,
+    RequestRecord,
+    RunTail,
+    write_json,
+    write_manifest,
+)
 from loadgen.run_folders import prepare_output
 from loadgen.sweeps.calibrate import kept_calibration
 from loadgen.sweeps.spec import Listener, SweepSpec, Workload
@@ -130,7 +137,7 @@ class Run:
             (self.folder / "records.jsonl").touch()
             if self._manifest is None:
                 self._manifest = self._make_manifest(server, endpoint)
-                write_json(self.folder / "manifest.json", self._manifest)
+                write_manifest(self.folder, self._manifest)
                 self._listener.started(self._manifest, self.folder)
             self._runner = Runner(
                 endpoint=endpoint,
@@ -161,51 +168,32 @@ class Run:
             started_utc=datetime.now(UTC).isoformat(timespec="seconds"),
             simulated=server.kind == "sim",
             host=environment.host(),
-            gpus=[msgspec.to_builtins(gpu) for gpu in gpus],
+            gpus=gpus,
             driver=self._nvml.driver if self._nvml is not None else None,
-            engine={
-                "kind": server.kind,
-                "version": server.version,
-                "argv": command.argv if command else None,
-                "env": command.env if command else {},
-                "shell": command.shell() if command else None,
-                "url": endpoint.url,
-                "model": endpoint.model,
-                "dialect": endpoint.dialect,
-                "endpoint": endpoint.api,
-                "startup_s": launched.startup_s if launched else None,
-                "gpu_uuids": command.gpu_uuids if command else [],
-                **(command.facts if command else {}),
-            },
+            engine=EngineEntry(
+                kind=server.kind,
+                version=server.version,
+                argv=command.argv if command else None,
+                env=command.env if command else {},
+                shell=command.shell() if command else None,
+                url=endpoint.url,
+                model=endpoint.model,
+                dialect=endpoint.dialect,
+                endpoint=endpoint.api,
+                startup_s=launched.startup_s if launched else None,
+                gpu_uuids=command.gpu_uuids if command else [],
+                facts=command.facts if command else {},
+            ),
             dataset=self._workload.dataset,
             seed=spec.source.seed,
-            load={
-                **(
-                    {"model": "open", "arrival": spec.level_specs()[0].load["arrival"]}
-                    if spec.rates
-                    else {"model": "closed"}
-                    if spec.find is None
-                    else {"model": "search", "find": msgspec.to_builtins(spec.find)}
-                ),
-                "requests": spec.requests,
-                "duration_s": spec.duration_s,
-                **(
-                    {}
-                    if spec.precision is None
-                    else {"precision": spec.precision, "max_duration_s": spec.max_duration_s}
-                ),
-                "rounds": spec.rounds,
-                **({"slo": ",".join(slo.text for slo in spec.slos)} if spec.slos else {}),
-                "warmup": spec.warmup,
-                "timeouts": msgspec.to_builtins(spec.timeouts),
-            },
+            load=spec.load_entry(),
             levels=[level.load for level in spec.level_specs()],
-            client={
-                "loadgen_version": __version__,
-                "workers": self._workers,
-                "headers": sorted(spec.headers),
-                "calibration": kept_calibration(),
-            },
+            client=ClientEntry(
+                loadgen_version=__version__,
+                workers=self._workers,
+                headers=sorted(spec.headers),
+                calibration=kept_calibration(),
+            ),
         )
 
     def announce(self, level: LevelSpec) -> None:
@@ -213,7 +201,7 @@ class Run:
         assert self._manifest is not None
         self._manifest.levels.append(level.load)
         try:
-            write_json(self.folder / "manifest.json", self._manifest)
+            write_manifest(self.folder, self._manifest)
         except OSError as error:
             self._disk_error = self._disk_error or error.strerror
 
@@ -252,12 +240,12 @@ class Run:
         )
         if precision is not None and not precision.met and precision.ended == "budget":
             self.note(
-                f"{in_words(level.load)}: a precision of {precision.asked * 100:g} % was not reached within "
+                f"{level.load.text}: a precision of {precision.asked * 100:g} % was not reached within "
                 f"{level.max_duration_s:g} s: {reached_in_words(precision.reached)}"
             )
         self.summary.levels.append(result)
         assert self._manifest is not None
-        complete(self.summary, self._manifest.load.get("find"))
+        complete(self.summary, self._manifest.load.find)
         self._listener.level_ended(result, self.folder)
         self._disk_error = runner.disk_error or watcher.disk_error
         self._look_for_death()
@@ -276,7 +264,7 @@ class Run:
             found, believed = look(level.index, level.load, read, start_ns, now_ns)
             seconds = (now_ns - start_ns) / NS_PER_S
             doubt = "" if believed else " (too few requests, or not steady)"
-            self._listener.said(f"{in_words(level.load)}: after {seconds:.0f} s {reached_in_words(found)}{doubt}")
+            self._listener.said(f"{level.load.text}: after {seconds:.0f} s {reached_in_words(found)}{doubt}")
             return found if believed else {}
 
         return looked
@@ -301,14 +289,14 @@ class Run:
                 return
             await asyncio.sleep(0.1)
 
-    async def _read_counters(self, totals: dict[str, int]) -> None:
+    async def _read_counters(self, totals: Totals) -> None:
         """The counters after a level. An engine counts a request a little after it has answered it,
         so a difference from our own totals is looked at again for a while."""
         assert self._watcher is not None
         deadline = time.monotonic() + COUNTERS_WAIT_S
         while (sample := await self._watcher.read("end")) is not None:
             compared = reconcile([*self._watcher.taken()[0], sample], totals)
-            if compared is None or compared["agrees"] or time.monotonic() > deadline:
+            if compared is None or compared[1] or time.monotonic() > deadline:
                 return
             await asyncio.sleep(0.2)
 

@@ -132,6 +132,6 @@ def _sweep(spec: EngineSpec, output: Path, say: Say, check: Callable[..., None])
     check("every event carries a cumulative token count", sources == {"usage_continuous"}, sources)
     sums = {sum(r.event_tokens) == r.output_tokens for r in good}
     check("the tokens of the events add up", sums == {True})
-    server = summary.levels[0].server or {}
-    if "agrees" in server:
-        check("its own counters agree with the records", bool(server["agrees"]), server)
+    server = summary.levels[0].server
+    if server is not None and server.agrees is not None:
+        check("its own counters agree with the records", server.agrees, server)

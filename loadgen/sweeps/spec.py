@@ -5,20 +5,21 @@ from __future__ import annotations
 import random
 import resource
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
 import msgspec
 
-from loadgen.analysis.find import MAX_LEVELS, Ask, Goal
+from loadgen.analysis.figures import LevelSummary
+from loadgen.analysis.find import MAX_LEVELS, Ask
 from loadgen.analysis.slo import Slo
-from loadgen.analysis.summary import LevelSummary
 from loadgen.client.endpoint import Api, check_prompt
 from loadgen.client.pacing import Arrivals
 from loadgen.client.runner import LevelSpec, default_workers
 from loadgen.client.wire import Timeouts
 from loadgen.engines.spec import EngineCommand, EngineSpec
 from loadgen.errors import UsageError
-from loadgen.records import ClientSample, Manifest
+from loadgen.loads import ArrivalKind, arrival_text
+from loadgen.records import ClientSample, Dataset, FileDataset, Goal, LoadEntry, Manifest, SyntheticDataset
 from loadgen.workloads.datasets import shipped
 from loadgen.workloads.prompts import FIRST_TOKEN_ID, DatasetSource, SourceSpec
 
@@ -48,6 +49,7 @@ class SweepSpec(msgspec.Struct, kw_only=True):
         find: what is looked for, in place of ``levels`` and ``rates``.
         rounds: how often all levels are gone through, if more than once in an order drawn from the seed.
         slos: objectives that requests are held against.
+        attainment: the share of requests that must meet them, which the answer goes by; None takes the usual one.
         engines: launched one after another; else ``url`` is attached to.
         interleave: one round of each engine in turn, the order turned round each time.
         together: all engines at once, each on a device of its own.
@@ -64,7 +66,7 @@ class SweepSpec(msgspec.Struct, kw_only=True):
     command: list[str]
     levels: list[int] = []
     rates: list[float] = []
-    arrival: tuple[Literal["constant", "poisson", "gamma", "replay"], float] = ("poisson", 1.0)
+    arrival: tuple[ArrivalKind, float] = ("poisson", 1.0)
     times_ns: tuple[int, ...] = ()
     max_in_flight: int = DEFAULT_IN_FLIGHT
     requests: int | None = None
@@ -74,6 +76,7 @@ class SweepSpec(msgspec.Struct, kw_only=True):
     find: Goal | None = None
     rounds: int = 1
     slos: list[Slo] = []
+    attainment: float | None = None
     warmup: bool = True
     engines: list[EngineSpec] = []
     interleave: bool = False
@@ -105,6 +108,24 @@ class SweepSpec(msgspec.Struct, kw_only=True):
         if self.find is not None:
             return self.max_in_flight
         return self.max_in_flight if self.rates else max(self.levels)
+
+    def load_entry(self) -> LoadEntry:
+        """The manifest's ``load``."""
+        model = "search" if self.find is not None else "open" if self.rates else "closed"
+        return LoadEntry(
+            model=model,
+            arrival=arrival_text(*self.arrival) if model == "open" else None,
+            find=self.find,
+            requests=self.requests,
+            duration_s=self.duration_s,
+            precision=self.precision,
+            max_duration_s=None if self.precision is None else self.max_duration_s,
+            rounds=self.rounds,
+            slo=",".join(slo.text for slo in self.slos) or None,
+            attainment=self.attainment,
+            warmup=self.warmup,
+            timeouts=msgspec.to_builtins(self.timeouts),
+        )
 
     def default_workers(self) -> int:
         """Worker processes for the largest level."""
@@ -211,7 +232,7 @@ class Workload(msgspec.Struct, kw_only=True):
     """
 
     api: Api
-    dataset: dict[str, Any]
+    dataset: Dataset
     stride: int
     longest: int | None = None
 
@@ -230,12 +251,11 @@ def choose_workload(spec: SweepSpec) -> Workload:
         assert spec.source.input_tokens is not None and spec.source.output_tokens is not None
         return Workload(
             api="completions",
-            dataset={
-                "kind": "synthetic token ids",
-                "input_tokens": str(spec.source.input_tokens),
-                "output_tokens": str(spec.source.output_tokens),
-                "vocab_size": spec.source.vocab_size,
-            },
+            dataset=SyntheticDataset(
+                input_tokens=str(spec.source.input_tokens),
+                output_tokens=str(spec.source.output_tokens),
+                vocab_size=spec.source.vocab_size,
+            ),
             stride=PROMPTS_PER_LEVEL,
             longest=spec.source.input_tokens.high + spec.source.output_tokens.high,
         )
@@ -246,12 +266,11 @@ def choose_workload(spec: SweepSpec) -> Workload:
     path = Path(spec.source.path)
     return Workload(
         api=api,
-        dataset={
-            "kind": "file",
-            "path": f"datasets/{path.name}" if path in shipped().values() else str(path),
-            "sha256": _sha256(path),
-            "prompts": len(source.prompts),
-        },
+        dataset=FileDataset(
+            path=f"datasets/{path.name}" if path in shipped().values() else str(path),
+            sha256=_sha256(path),
+            prompts=len(source.prompts),
+        ),
         stride=max(1, len(source.prompts) // (spec.loads * spec.rounds)),
     )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from loadgen.analysis.find import Goal, follow, probe_of
+from loadgen.analysis.find import follow, probe_of
 from loadgen.analysis.summary import Summary
 from loadgen.client.runner import LevelSpec, split_cores
 from loadgen.engines.launch import check_port, launch, prepare
@@ -24,7 +24,7 @@ from loadgen.engines.trtllm_bench import run_offline
 from loadgen.errors import EngineError, LoadgenError, UsageError
 from loadgen.gpus import Nvml, nvml
 from loadgen.processes import Interrupts
-from loadgen.records import write_json
+from loadgen.records import Goal, write_json
 from loadgen.report.find import said
 from loadgen.run_folders import RUNS_FILE, RunIndex, prepare_output
 from loadgen.sweeps.run import Run
@@ -188,7 +188,7 @@ class _Sweep:
         for engine, command, run in zip(self._spec.engines, self._commands, self._runs, strict=True):
             if not self._spec.offline_ceiling or engine.kind != "trtllm" or not run.going or not run.summary.levels:
                 continue
-            top = max(range(len(run.summary.levels)), key=lambda i: run.summary.levels[i].client["in_flight"] or 0)
+            top = max(range(len(run.summary.levels)), key=lambda i: run.summary.levels[i].client.in_flight or 0)
             count = min(run.summary.levels[top].requests.issued, MAX_OFFLINE_REQUESTS)
             first = top * self._workload.stride
             try:

@@ -17,8 +17,8 @@ import msgspec
 
 from loadgen.clock import now_ns
 from loadgen.engines.server import MetricsPage
-from loadgen.gpus import Nvml
-from loadgen.records import GpuSample, ServerSample, encode_line
+from loadgen.gpus import GpuSample, Nvml
+from loadgen.records import ServerSample, encode_line
 from loadgen.units import NS_PER_S
 
 SERVER_PERIOD_S = 1.0

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from made import MS, request
 from report.test_reports import manifest
 
+from loadgen.analysis.figures import LevelSummary, Reason, Verdict
 from loadgen.analysis.find import (
     CONFIRMING,
     MAX_CANDIDATES,
@@ -25,7 +26,6 @@ from loadgen.analysis.find import (
     NEAR,
     Ask,
     Find,
-    Goal,
     Probe,
     find_of,
     follow,
@@ -33,10 +33,11 @@ from loadgen.analysis.find import (
     probe_of,
     ratio,
 )
+from loadgen.analysis.measure import gather_steady, summarize
 from loadgen.analysis.slo import parse_slos
-from loadgen.analysis.summary import LevelSummary, Summary, gather_steady, summarize
-from loadgen.analysis.verdicts import Reason, Verdict
-from loadgen.records import LevelMark
+from loadgen.analysis.summary import Summary
+from loadgen.loads import Closed, Load, Open
+from loadgen.records import Goal, LevelMark
 from loadgen.report import html, terminal
 from loadgen.report.entry import Entry
 from loadgen.report.find import rows, sentences
@@ -390,10 +391,10 @@ def test_the_interval_of_a_ratio() -> None:
 # From levels that are summarized, as in a run folder.
 
 
-def summarized(load: dict[str, Any], slow: float, requests: int = 2000) -> LevelSummary:
+def summarized(load: Load, slow: float, requests: int = 2000) -> LevelSummary:
     """A level of a request each 50 ms, some of which miss 50 ms of TTFT by chance."""
     rng = random.Random(1)
-    is_open = load["model"] == "open"
+    is_open = isinstance(load, Open)
     records = []
     for seq in range(requests):
         at = 50 * seq
@@ -405,8 +406,8 @@ def summarized(load: dict[str, Any], slow: float, requests: int = 2000) -> Level
     return summarize(load, gathered, [], None, [], [], steady, parse_slos("ttft=50ms"))
 
 
-CLOSED: dict[str, Any] = {"model": "closed", "concurrency": 1}
-OPEN: dict[str, Any] = {"model": "open", "rate_rps": 20.0, "arrival": "poisson", "max_in_flight": 64}
+CLOSED = Closed(concurrency=1)
+OPEN = Open(rate_rps=20.0, arrival="poisson", max_in_flight=64)
 SLO_GOAL = goal("concurrency", slo="ttft=50ms")
 
 
@@ -441,10 +442,9 @@ def test_what_a_verdict_makes_of_it(load: dict[str, Any], status: Any, slow: flo
 
 def test_a_run_with_both_kinds_of_load_is_shown_and_found_again(tmp_path: Path) -> None:
     levels = [summarized(CLOSED, 0.3)]
-    written = msgspec.to_builtins(SLO_GOAL)
-    find = find_of(written, levels)
+    find = find_of(SLO_GOAL, levels)
     assert find is not None and find.probes[0].word == "breaks" and find.ended.startswith("already a single request")
-    assert find_of(written, [summarized(OPEN, 0.0)]) is None, "not the level that this search asks for"
+    assert find_of(SLO_GOAL, [summarized(OPEN, 0.0)]) is None, "not the level that this search asks for"
     summary = Summary(simulated=False, levels=[*levels, summarized(OPEN, 0.0)], find=find)
     text = terminal.render(manifest(), summary)
     assert all(len(line) <= 80 for line in text.splitlines())

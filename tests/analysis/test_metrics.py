@@ -10,8 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import MS, failure, figures_of, request, sample
 
-from loadgen.analysis.metrics import METRICS, LevelAccumulator, LevelFigures, level_figures
+from loadgen.analysis.figures import ErrorExample, LevelFigures, OpenLoopFigures, Totals
+from loadgen.analysis.gather import LevelAccumulator
+from loadgen.analysis.level import level_figures
+from loadgen.analysis.metrics import METRICS
 from loadgen.analysis.stats import Distribution
+from loadgen.loads import Closed, Open
 from loadgen.records import RequestRecord
 
 
@@ -107,8 +111,8 @@ def test_events_that_share_a_read_are_one_arrival(
     figures = figures_of([request(0, *gaps, tokens=tokens)])
     assert ms(figures.itl_s) == ((len(itl), min(itl), max(itl)) if itl else 0)
     assert ms(figures.itl_per_token_s) == ((len(itl), min(per_token), max(per_token)) if itl else 0)
-    assert figures.tokens["shared_read"] == pytest.approx(shared)
-    assert figures.tokens["multi_token_events"] == pytest.approx(multi)
+    assert figures.tokens.shared_read == pytest.approx(shared)
+    assert figures.tokens.multi_token_events == pytest.approx(multi)
 
 
 def test_gaps_are_pooled_over_requests_but_not_across_them() -> None:
@@ -133,14 +137,14 @@ def test_gaps_are_pooled_over_requests_but_not_across_them() -> None:
 )
 def test_stall_is_a_gap_of_over_5_medians_and_10_ms(gaps: tuple[int, ...], longest: int, stalled: float) -> None:
     stalls = figures_of([request(0, *gaps)]).stalls
-    assert ms(stalls["longest_gap_s"]) == (1, longest, longest)
-    assert stalls["requests"] == stalled
+    assert ms(stalls.longest_gap_s) == (1, longest, longest)
+    assert stalls.requests == stalled
 
 
 def test_share_of_stalled_requests_leaves_out_those_without_a_gap() -> None:
     stalls = figures_of([request(0, 5, 10, 10, 10, 60), request(0, 5, 10, 10), request(0, 5), request(0, 5, 0)]).stalls
-    assert ms(stalls["longest_gap_s"]) == (2, 10, 60)
-    assert stalls["requests"] == 0.5
+    assert ms(stalls.longest_gap_s) == (2, 10, 60)
+    assert stalls.requests == 0.5
 
 
 # --- throughput
@@ -210,7 +214,7 @@ def test_reply_in_one_piece_has_no_ttft_but_counts_whole() -> None:
     figures = figures_of([record])
     assert ms(figures.e2e_s) == (1, 200, 200)
     assert figures.ttft_s.count == figures.tpot_s.count == figures.itl_s.count == 0
-    assert figures.tokens["unstreamed"] == 1
+    assert figures.tokens.unstreamed == 1
     assert figures.output_throughput_tps == 5
     assert figures.total_throughput_tps == 15
 
@@ -239,7 +243,7 @@ def test_output_that_differs_from_what_was_asked_for_is_counted(
     output: int | None, requested: int | None, asked: int, mismatched: int
 ) -> None:
     tokens = figures_of([request(0, 10, 10, output_tokens=output, requested_tokens=requested)]).tokens
-    assert (tokens["asked"], tokens["mismatched"]) == (asked, mismatched)
+    assert (tokens.asked, tokens.mismatched) == (asked, mismatched)
 
 
 def test_token_figures_are_those_of_successful_measured_requests() -> None:
@@ -254,9 +258,9 @@ def test_token_figures_are_those_of_successful_measured_requests() -> None:
     )
     assert (figures.input_tokens.count, figures.input_tokens.mean) == (2, 200)
     assert (figures.output_tokens.count, figures.output_tokens.mean) == (2, 3)
-    assert figures.tokens["source"] == {"usage_continuous": 1, "usage_final": 1, "none": 1}
-    assert figures.tokens["cached_input"] == 64
-    assert figures.tokens["asked"] == 3
+    assert figures.tokens.source == {"usage_continuous": 1, "usage_final": 1, "none": 1}
+    assert figures.tokens.cached_input == 64
+    assert figures.tokens.asked == 3
 
 
 def test_totals_are_over_the_successful_requests_of_all_phases() -> None:
@@ -268,7 +272,7 @@ def test_totals_are_over_the_successful_requests_of_all_phases() -> None:
             failure(0, 10, end=20),
         ]
     )
-    assert figures.totals == {"requests": 3, "prompt_tokens": 30, "generation_tokens": 6}
+    assert figures.totals == Totals(requests=3, prompt_tokens=30, generation_tokens=6)
 
 
 # --- failures
@@ -295,8 +299,8 @@ def test_failure_enters_no_latency(kind: str) -> None:
     assert ms(figures.ttft_s) == (1, 50, 50)
     assert ms(figures.e2e_s) == (1, 60, 60)
     assert ms(figures.tpot_s) == ms(figures.itl_s) == ms(figures.itl_per_token_s) == (1, 10, 10)
-    assert ms(figures.stalls["longest_gap_s"]) == (1, 10, 10)
-    assert figures.tokens["asked"] == 1
+    assert ms(figures.stalls.longest_gap_s) == (1, 10, 10)
+    assert figures.tokens.asked == 1
     assert figures.errors == {kind: 1}
 
 
@@ -311,7 +315,7 @@ def test_most_frequent_errors_are_shown_with_their_counts() -> None:
     figures = figures_of(records)
     assert figures.errors == {"connect": 28}
     assert figures.error_examples == [
-        {"kind": "connect", "status": None, "message": f"m{i}", "count": i + 1} for i in (6, 5, 4, 3, 2)
+        ErrorExample(kind="connect", status=None, message=f"m{i}", count=i + 1) for i in (6, 5, 4, 3, 2)
     ]
 
 
@@ -319,8 +323,8 @@ def test_a_frequent_error_is_still_counted_after_1000_different_ones() -> None:
     frequent = failure(0, end=10, message="frequent")
     rare = [failure(0, end=10, message=f"rare {i}") for i in range(1500)]
     figures = figures_of([frequent, *rare, *[frequent] * 9])
-    assert figures.error_examples[0]["message"] == "frequent"
-    assert figures.error_examples[0]["count"] == 10
+    assert figures.error_examples[0].message == "frequent"
+    assert figures.error_examples[0].count == 10
 
 
 # --- the client's own figures
@@ -339,34 +343,34 @@ def test_in_flight_is_a_time_average_over_the_window() -> None:
             failure(None, end=500, kind="connect"),  # none
         ]
     )
-    assert figures.client["in_flight"] == pytest.approx(2.0)
+    assert figures.client.in_flight == pytest.approx(2.0)
 
 
 def test_in_flight_of_an_empty_window_is_unknown() -> None:
-    assert figures_of([], end=0).client["in_flight"] is None
+    assert figures_of([], end=0).client.in_flight is None
 
 
 def test_littles_law_holds_for_requests_inside_the_window() -> None:
     figures = figures_of([request(0, 400), request(100, 600), request(400, 600)], end=2000)
-    assert figures.client["in_flight"] == pytest.approx(0.8)
-    assert figures.client["littles_law_deviation"] == pytest.approx(0.0, abs=1e-12)
+    assert figures.client.in_flight == pytest.approx(0.8)
+    assert figures.client.littles_law_deviation == pytest.approx(0.0, abs=1e-12)
 
 
 def test_deviation_from_littles_law_by_hand() -> None:
     # N = 0.8 in flight; X R = 1/s * 0.4 s.
     figures = figures_of([request(0, 400), request(600, 800)])
-    assert figures.client["littles_law_deviation"] == pytest.approx(0.5)
+    assert figures.client.littles_law_deviation == pytest.approx(0.5)
 
 
 def test_littles_law_holds_when_requests_fail() -> None:
     figures = figures_of([request(0, 500), failure(500, end=1000)])
-    assert figures.client["in_flight"] == pytest.approx(1.0)
-    assert figures.client["littles_law_deviation"] == pytest.approx(0.0, abs=1e-12)
+    assert figures.client.in_flight == pytest.approx(1.0)
+    assert figures.client.littles_law_deviation == pytest.approx(0.0, abs=1e-12)
 
 
 @pytest.mark.parametrize("records", [[], [request(0, 5000)]])
 def test_deviation_is_unknown_when_nothing_ended(records: list[RequestRecord]) -> None:
-    assert figures_of(records).client["littles_law_deviation"] is None
+    assert figures_of(records).client.littles_law_deviation is None
 
 
 def test_utilization_is_the_busiest_workers_within_the_window() -> None:
@@ -381,15 +385,15 @@ def test_utilization_is_the_busiest_workers_within_the_window() -> None:
         sample(9000, cpu=9999, worker=2),
     ]
     client = figures_of([], samples, start=1000, end=2000).client
-    assert client["utilization"] == pytest.approx(0.2)
-    assert client["workers"] == 3
+    assert client.utilization == pytest.approx(0.2)
+    assert client.workers == 3
 
 
 def test_utilization_does_not_depend_on_how_workers_interleave() -> None:
     samples = [
         sample(t, cpu=cpu * (worker + 1), worker=worker) for t, cpu in ((0, 0), (1000, 300)) for worker in (1, 0)
     ]
-    assert figures_of([], samples).client["utilization"] == pytest.approx(0.6)
+    assert figures_of([], samples).client.utilization == pytest.approx(0.6)
 
 
 def test_lateness_is_that_of_the_window() -> None:
@@ -400,18 +404,18 @@ def test_lateness_is_that_of_the_window() -> None:
         sample(2100, lateness_ns=[4 * MS]),
         sample(2101, lateness_ns=[9 * MS]),
     ]
-    assert ms(figures_of([], samples, start=1000, end=2000).client["lateness_s"]) == (4, 1, 4)
+    assert ms(figures_of([], samples, start=1000, end=2000).client.lateness_s) == (4, 1, 4)
 
 
 def test_no_sample_gives_no_lateness() -> None:
     client = figures_of([request(0, 10)]).client
-    assert client["lateness_s"] == Distribution(count=0)
-    assert (client["workers"], client["utilization"], client["max_rss_bytes"]) == (0, 0.0, 0)
+    assert client.lateness_s == Distribution(count=0)
+    assert (client.workers, client.utilization, client.max_rss_bytes) == (0, 0.0, 0)
 
 
 def test_memory_is_the_sum_of_the_workers_peaks() -> None:
     samples = [sample(t, worker=w, max_rss_bytes=rss) for t, w, rss in ((0, 0, 5), (1, 0, 7), (0, 1, 20), (1, 1, 20))]
-    assert figures_of([], samples).client["max_rss_bytes"] == 27
+    assert figures_of([], samples).client.max_rss_bytes == 27
 
 
 def test_slot_gaps_connects_and_retries_are_those_of_sends_in_the_window() -> None:
@@ -425,8 +429,8 @@ def test_slot_gaps_connects_and_retries_are_those_of_sends_in_the_window() -> No
             request(1001, 10, **counted),
         ]
     ).client
-    assert ms(client["slot_gap_s"]) == (2, 2, 2)
-    assert (client["connects"], client["retried"]) == (2, 2)
+    assert ms(client.slot_gap_s) == (2, 2, 2)
+    assert (client.connects, client.retried) == (2, 2)
 
 
 # --- the window
@@ -435,7 +439,7 @@ def test_slot_gaps_connects_and_retries_are_those_of_sends_in_the_window() -> No
 def test_an_empty_window_has_no_rates() -> None:
     gathered = LevelAccumulator(0, 0)
     gathered.add(request(0, 5, phase="warmup"))
-    figures = level_figures({"concurrency": 1}, gathered, [])
+    figures = level_figures(Closed(concurrency=1), gathered, [])
     assert figures.duration_s == 0
     assert figures.request_throughput_rps is None
 
@@ -450,9 +454,9 @@ def test_events_are_the_same_in_batches_of_any_size(monkeypatch: pytest.MonkeyPa
         failure(12, end=50),
     ]
     whole = figures_of(records)
-    monkeypatch.setattr("loadgen.analysis.metrics.BATCH", 1)
+    monkeypatch.setattr("loadgen.analysis.gather.BATCH", 1)
     assert figures_of(records) == whole
-    assert whole.stalls["requests"] == pytest.approx(1 / 2)
+    assert whole.stalls.requests == pytest.approx(1 / 2)
 
 
 # --- the table of definitions
@@ -464,7 +468,7 @@ def test_metric_is_a_field_of_the_figures(key: str) -> None:
     if key.startswith("open_loop."):
         gathered = LevelAccumulator(0, 50 * MS)
         gathered.add(request(2, 10, 10, scheduled_ns=0))
-        found = level_figures({"model": "open", "rate_rps": 1.0}, gathered, [])
+        found = level_figures(Open(rate_rps=1.0), gathered, [])
     for name in key.split("."):
         found = found[name] if isinstance(found, dict) else getattr(found, name)
     assert isinstance(found, Distribution | float | int)
@@ -489,15 +493,15 @@ def test_an_open_loops_latency_is_from_when_a_request_was_due() -> None:
     gathered.add(request(50, 10, 10, scheduled_ns=50 * MS))
     gathered.add(failure(None, end=100, kind="dropped", scheduled_ns=60 * MS))
     gathered.add(request(110, 10, scheduled_ns=90 * MS, phase="drain"))  # due inside the window, sent after it
-    figures = level_figures({"model": "open", "rate_rps": 40.0}, gathered, [])
+    figures = level_figures(Open(rate_rps=40.0), gathered, [])
     kept = figures.open_loop
-    assert isinstance(kept, dict)
+    assert isinstance(kept, OpenLoopFigures)
     assert figures.ttft_s.mean == pytest.approx(0.011)
     assert figures.e2e_s.mean == pytest.approx(0.021)
-    assert kept["service"]["ttft_s"].mean == pytest.approx(0.010)
-    assert kept["service"]["e2e_s"].mean == pytest.approx(0.020)
-    assert kept["send_lateness_s"].max == pytest.approx(0.002)
-    assert (kept["late"], kept["dropped"]) == (1, 1)
-    assert kept["intended_rate_rps"] == pytest.approx(40)
-    assert kept["achieved_rate_rps"] == pytest.approx(20)
+    assert kept.service.ttft_s.mean == pytest.approx(0.010)
+    assert kept.service.e2e_s.mean == pytest.approx(0.020)
+    assert kept.send_lateness_s.max == pytest.approx(0.002)
+    assert (kept.late, kept.dropped) == (1, 1)
+    assert kept.intended_rate_rps == pytest.approx(40)
+    assert kept.achieved_rate_rps == pytest.approx(20)
     assert figures.requests.failed == 1

@@ -15,11 +15,13 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
+from made import manifest_from
 
 from loadgen.analysis.criteria import requests_needed
+from loadgen.analysis.measure import Measured, summarize_level
+from loadgen.analysis.outcome import outcome
 from loadgen.analysis.plan import (
     Demand,
-    Measured,
     Plan,
     Point,
     add_bursts,
@@ -33,11 +35,11 @@ from loadgen.analysis.plan import (
     replicas_for,
     share_words,
 )
-from loadgen.analysis.slo import outcome, parse_slos
+from loadgen.analysis.slo import parse_slos
 from loadgen.analysis.stats import Distribution
-from loadgen.analysis.summary import summarize_level
 from loadgen.cli.main import cli
 from loadgen.errors import UsageError
+from loadgen.loads import Closed, Open
 from loadgen.records import LevelMark, Manifest, RequestError, RequestRecord
 from loadgen.report.plan import markdown, render
 
@@ -69,7 +71,7 @@ def measured(
             )
         )  # fmt: skip
     mark = LevelMark(level=0, window_start_ns=0, window_end_ns=requests * gap_ns)
-    level = summarize_level({"model": "open", "arrival": "poisson", "rate_rps": rate, **load}, records, [], mark)
+    level = summarize_level(Open(**{"arrival": "poisson", "rate_rps": rate, **load}), records, [], mark)
     return Measured(level=level, outcomes=[outcome(record) for record in records])
 
 
@@ -78,7 +80,7 @@ def manifest(**fields: Any) -> Manifest:
         "command": [], "started_utc": "", "simulated": False, "host": {}, "engine": {"kind": "vllm"}, "dataset": {},
         "seed": 0, "load": {}, "levels": [], "client": {},
     }  # fmt: skip
-    return Manifest(**{**made, **fields})
+    return manifest_from(**{**made, **fields})
 
 
 def plan(levels: list[Measured], **demand: Any) -> Plan:
@@ -116,7 +118,7 @@ def test_replicas_and_costs_are_those_of_both_ends() -> None:
 def test_a_run_with_both_kinds_of_load_is_planned_by_the_open_ones_alone() -> None:
     levels = [measured(10, 0), measured(20, 0.5)]
     closed = measured(15, 0)
-    closed.level.load = {"model": "closed", "concurrency": 8}
+    closed.level.load = Closed(concurrency=8)
     found = plan([closed, *levels])
     assert found.capacity_rps == (10, 20) and len(found.points) == 2
     assert any(limit.startswith("1 closed-loop levels of this run are left out") for limit in found.limits)
@@ -315,7 +317,7 @@ def test_runs_that_differ_in_more_are_not_taken_for_bursts() -> None:
     poisson = arriving("poisson", 10, 20)
     for other in (
         arriving("gamma:2", 5, 8, engine={"kind": "trtllm"}),
-        arriving("gamma:2", 5, 8, dataset={"kind": "file", "path": "x", "sha256": "ab"}),
+        arriving("gamma:2", 5, 8, dataset={"kind": "file", "path": "x", "sha256": "ab", "prompts": 1}),
         make_plan("r", manifest(), [measured(5, 0, arrival="gamma:2")], Demand(slos=parse_slos("tpot=1s"))),
         arriving("poisson", 5, 8),
         arriving("replay", 5, 8),

@@ -9,13 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made import MS, request
 
-from loadgen.analysis.precision import LOOKS_MET, Looks, Reached, half_width, in_words, is_met
-from loadgen.analysis.summary import gather_steady, look, precision_of, summarize, summarize_level
+from loadgen.analysis.figures import Reached
+from loadgen.analysis.measure import gather_steady, look, precision_of, summarize, summarize_level
+from loadgen.analysis.precision import LOOKS_MET, Looks, half_width, in_words, is_met
+from loadgen.loads import Closed
 from loadgen.records import LevelMark, RequestRecord
 
 GOOD: Reached = {"ttft_mean_s": 0.04, "tpot_mean_s": 0.001, "output_throughput_tps": 0.05}
 BAD: Reached = {**GOOD, "ttft_mean_s": 0.06}
-CLOSED = {"model": "closed", "concurrency": 2}
+CLOSED = Closed(concurrency=2)
 
 
 def test_a_level_ends_at_the_second_good_look_in_a_row() -> None:
@@ -93,7 +95,7 @@ def test_a_look_finds_what_the_summary_of_that_window_has() -> None:
 @pytest.mark.parametrize(("requests", "slots", "believed"), [(150, 2, False), (230, 2, True), (230, 32, False)])
 def test_few_requests_or_turns_are_not_believed(requests: int, slots: int, believed: bool) -> None:
     records = level(requests, slots)
-    load = {"model": "closed", "concurrency": slots}
+    load = Closed(concurrency=slots)
     assert look(0, load, lambda: records, 0, max(r.end_ns for r in records))[1] is believed
 
 
@@ -103,7 +105,7 @@ def test_a_drift_is_not_believed() -> None:
         ttft = 20 + seq // 10
         records.append(request(at, ttft, *[2] * 10, seq=seq))
         at += ttft + 20
-    assert not look(0, {"model": "closed", "concurrency": 1}, lambda: records, 0, at * MS)[1]
+    assert not look(0, Closed(concurrency=1), lambda: records, 0, at * MS)[1]
 
 
 def test_nothing_yet_is_nothing_known() -> None:

@@ -11,9 +11,12 @@ import pytest
 from made import MS, request
 from report.test_reports import manifest
 
+from loadgen.analysis.figures import LevelSummary
 from loadgen.analysis.intervals import mean_error, mean_interval, quantile_error, rate_error, rate_interval
+from loadgen.analysis.measure import complete, summarize_level
 from loadgen.analysis.rounds import over_rounds, spread
-from loadgen.analysis.summary import LevelSummary, Summary, complete, summarize_level
+from loadgen.analysis.summary import Summary
+from loadgen.loads import Closed, without_round
 from loadgen.records import ClientSample, LevelMark
 from loadgen.report.terminal import render
 from loadgen.sweeps.spec import SweepSpec
@@ -99,14 +102,14 @@ def measured(round_index: int, factor: float, *, concurrency: int = 1, requests:
         )
         for i in range(11)
     ]  # fmt: skip
-    load = {"model": "closed", "concurrency": concurrency, "round": round_index}
+    load = Closed(concurrency=concurrency, round=round_index)
     return summarize_level(load, records, samples, LevelMark(level=0, window_start_ns=0, window_end_ns=at * MS))
 
 
 def test_rounds_of_a_load_are_taken_together_whatever_their_order() -> None:
     levels = [measured(0, 1.0), measured(2, 1.2), measured(1, 1.1)]
     (one,) = over_rounds(levels)
-    assert one.load == {"model": "closed", "concurrency": 1} and one.rounds == 3 and not one.left_out
+    assert one.load == Closed(concurrency=1) and one.rounds == 3 and not one.left_out
     means = [level.ttft_s.mean or 0 for level in levels]
     assert one.metrics["ttft_mean_s"].mean == pytest.approx(sum(means) / 3)
     assert one.metrics["ttft_p50_s"].within is not None
@@ -129,7 +132,7 @@ def test_a_round_that_is_not_valid_is_left_out_and_said() -> None:
 
 def test_a_sweep_of_one_round_has_none() -> None:
     level = measured(0, 1.0)
-    del level.load["round"]
+    level.load = without_round(level.load)
     assert over_rounds([level]) == []
 
 

@@ -8,26 +8,28 @@ from typing import Literal
 
 import msgspec
 import pytest
-from made import MS, failure, request, sample
+from made import MS, failure, manifest_from, request, sample
 
-from loadgen.analysis.summary import KILLED, LevelSummary, Summary, gather, summarize, summarize_level, summarize_run
+from loadgen.analysis.figures import Gauge, LevelSummary
+from loadgen.analysis.measure import KILLED, gather, summarize, summarize_level, summarize_run
+from loadgen.analysis.summary import Summary
 from loadgen.errors import RunFolderError
+from loadgen.gpus import GpuReading, GpuSample
+from loadgen.loads import Closed
 from loadgen.records import (
     ClientSample,
-    GpuReading,
-    GpuSample,
     LevelMark,
-    Manifest,
     NoteMark,
     RequestRecord,
     RunTail,
     ServerSample,
     encode_line,
     write_json,
+    write_manifest,
 )
 from loadgen.run_folders import RUNS_FILE, RunIndex, is_together, run_folders
 
-LOADS = [{"model": "closed", "concurrency": 1}, {"model": "closed", "concurrency": 2}]
+LOADS = [Closed(concurrency=1), Closed(concurrency=2)]
 
 
 def level_records(level: int, start: int) -> list[RequestRecord]:
@@ -60,7 +62,7 @@ def run_folder(
     gpu: Iterable[GpuSample] = (),
 ) -> Path:
     """A run folder of these lines; bytes go into records.jsonl as they are."""
-    manifest = Manifest(
+    manifest = manifest_from(
         command=["loadgen"],
         started_utc="2024-05-01T00:00:00+00:00",
         simulated=True,
@@ -72,7 +74,7 @@ def run_folder(
         levels=LOADS[:levels],
         client={},
     )
-    write_json(run / "manifest.json", manifest)
+    write_manifest(run, manifest)
     lines = [line if isinstance(line, bytes) else encode_line(line) for line in records]
     (run / "records.jsonl").write_bytes(b"".join(lines))
     for name, log in (("client", client), ("server_metrics", server), ("gpu", gpu)):
@@ -108,7 +110,7 @@ def test_run_is_summarised_as_its_levels_were(tmp_path: Path) -> None:
     assert summary == Summary(simulated=True, levels=[one_by_one(0), one_by_one(1)])
     # That the two are no equals of nothing:
     assert [level.requests.completed for level in summary.levels] == [20, 20]
-    assert [level.client["lateness_s"].count for level in summary.levels] == [7, 7]
+    assert [level.client.lateness_s.count for level in summary.levels] == [7, 7]
     assert [level.errors for level in summary.levels] == [{"timeout": 1}, {"timeout": 1}]
 
 
@@ -191,7 +193,7 @@ def test_level_that_the_manifest_does_not_have_is_summarised_without_a_load(tmp_
     run_folder(tmp_path, RECORDS[0] + RECORDS[1], [*SAMPLES[0], MARKS[0], *SAMPLES[1], MARKS[1]], levels=1)
     levels = summarize_run(tmp_path)[1].levels
     assert levels[0] == one_by_one(0)
-    assert levels[1].load["concurrency"] == 0
+    assert levels[1].load == Closed(concurrency=0)
     assert levels[1].ttft_s == one_by_one(1).ttft_s
 
 
@@ -243,12 +245,12 @@ GPU = [drawn(1000, 0, 100), drawn(1400, 0, 300), drawn(2000, 0, 600), drawn(5000
 def test_each_level_is_compared_with_the_counters_around_it(tmp_path: Path) -> None:
     run_folder(tmp_path, RECORDS[0] + RECORDS[1], [*SAMPLES[0], MARKS[0], *SAMPLES[1], MARKS[1]], server=SERVER)
     levels = summarize_run(tmp_path)[1].levels
-    assert [level.totals["requests"] for level in levels] == [22, 22]
+    assert [level.totals.requests for level in levels] == [22, 22]
     servers = [level.server for level in levels]
-    assert [server and (server["requests"], server["agrees"]) for server in servers] == [(22, True), (21, False)]
+    assert [server and (server.requests, server.agrees) for server in servers] == [(22, True), (21, False)]
     # Of the level's own samples only, and of those in the window.
-    assert [server and server["scrapes"] for server in servers] == [3, 2]
-    assert [server and server.get("requests_running") for server in servers] == [{"mean": 2, "max": 2}, None]
+    assert [server and server.scrapes for server in servers] == [3, 2]
+    assert [server and server.requests_running for server in servers] == [Gauge(mean=2, max=2), None]
 
 
 def test_cards_are_in_the_level_during_which_they_were_read(tmp_path: Path) -> None:
@@ -256,9 +258,9 @@ def test_cards_are_in_the_level_during_which_they_were_read(tmp_path: Path) -> N
     first, second = (level.gpu for level in summarize_run(tmp_path)[1].levels)
     # The window of level 0 is 1050 to 1650 ms: 100 + 200/8 J at its start, 300 + 300 * 250/600 J at its end.
     assert first is not None
-    assert first["devices"][0]["energy_j"] == pytest.approx(425 - 125)
+    assert first.devices[0].energy_j == pytest.approx(425 - 125)
     # 20 requests of 3 tokens, and the warm-up's at its very start; the failure's token came after it.
-    assert first["energy_per_output_token_j"] == pytest.approx(300 / 61)
+    assert first.energy_per_output_token_j == pytest.approx(300 / 61)
     # No sample of level 1 lies in its window.
     assert second is None
 

@@ -7,10 +7,11 @@ from typing import Any, get_args
 import pytest
 from made import changed, figures_of
 
-from loadgen.analysis.metrics import LevelFigures, Requests
+from loadgen.analysis.figures import ErrorExample, LevelFigures, OpenLoopFigures, Requests, ServiceLatencies, Status
 from loadgen.analysis.stats import Distribution
 from loadgen.analysis.steady import SteadyWindow
-from loadgen.analysis.verdicts import VERDICTS, Status, judge
+from loadgen.analysis.verdicts import VERDICTS, judge
+from loadgen.loads import Open
 
 
 def level(**fields: Any) -> LevelFigures:
@@ -125,9 +126,9 @@ def test_findings_about_the_client_are_one_reason() -> None:
 
 def test_the_error_shown_is_the_most_frequent_that_is_no_cancellation() -> None:
     examples = [
-        {"kind": "cancelled", "status": None, "message": "stopped", "count": 50},
-        {"kind": "http_status", "status": 503, "message": "overloaded", "count": 9},
-        {"kind": "timeout", "status": None, "message": "slow", "count": 1},
+        ErrorExample(kind="cancelled", status=None, message="stopped", count=50),
+        ErrorExample(kind="http_status", status=503, message="overloaded", count=9),
+        ErrorExample(kind="timeout", status=None, message="slow", count=1),
     ]
     (reason,) = judge(level(**requests(40, 10, 50), error_examples=examples)).reasons
     assert reason.text.endswith("most often: overloaded")
@@ -137,14 +138,15 @@ def test_the_error_shown_is_the_most_frequent_that_is_no_cancellation() -> None:
     ("sent", "status"), [(100.0, "VALID"), (99.1, "VALID"), (98.9, "LOAD_NOT_ACHIEVED"), (101.1, "LOAD_NOT_ACHIEVED")]
 )
 def test_an_open_loop_must_send_what_is_due(sent: float, status: str) -> None:
-    kept = {
-        "intended_rate_rps": 100.0,
-        "achieved_rate_rps": sent,
-        "late": 7,
-        "dropped": 2,
-        "send_lateness_s": Distribution(count=100, mean=0.003),
-    }
-    load = {"model": "open", "rate_rps": 100.0, "arrival": "poisson", "max_in_flight": 64}
+    kept = OpenLoopFigures(
+        intended_rate_rps=100.0,
+        achieved_rate_rps=sent,
+        late=7,
+        dropped=2,
+        send_lateness_s=Distribution(count=100, mean=0.003),
+        service=ServiceLatencies(ttft_s=Distribution(count=0), e2e_s=Distribution(count=0)),
+    )
+    load = Open(rate_rps=100.0, arrival="poisson", max_in_flight=64)
     # How many are in flight is the server's affair.
     verdict = judge(level(load=load, open_loop=kept, client={"in_flight": 3.0}))
     assert verdict.status == status

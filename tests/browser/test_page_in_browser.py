@@ -17,7 +17,8 @@ import msgspec
 import pytest
 from made_reports import level, manifest
 
-from loadgen.analysis.summary import Summary, summarize_run
+from loadgen.analysis.measure import summarize_run
+from loadgen.analysis.summary import Summary
 from loadgen.comparison.differences import compare
 from loadgen.comparison.sides import read_side
 from loadgen.records import read_manifest

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
-from made import MS, figures_of, request, sample
+from made import MS, figures_of, manifest_from, request, sample
 from msgspec.structs import asdict
 
-from loadgen.analysis.summary import LevelSummary
-from loadgen.analysis.verdicts import Verdict
+from loadgen.analysis.figures import LevelSummary, Verdict
 from loadgen.cli.progress import LevelProgress, Progress, screen
 from loadgen.client.pacing import Arrivals
 from loadgen.client.runner import LevelSpec
@@ -56,9 +55,9 @@ RUNNING = (
 
 def manifest(model: str = "m", levels: int = 2) -> Manifest:
     engine = {"kind": "sim", "model": model, "url": "http://127.0.0.1:8000"}
-    return Manifest(
+    return manifest_from(
         command=[], started_utc="", simulated=True, host={}, engine=engine, dataset={}, seed=0, load={},
-        levels=[{}] * levels, client={},
+        levels=[{"model": "closed", "concurrency": 8}] * levels, client={},
     )  # fmt: skip
 
 

@@ -10,19 +10,19 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from made import MS, request, sample
+from made import MS, manifest_from, request, sample
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from loadgen.analysis.summary import summarize_run
+from loadgen.analysis.measure import summarize_run
 from loadgen.cli import main as cli_module
 from loadgen.cli.main import cli
 from loadgen.cli.reports import publish
 from loadgen.errors import LoadgenError, RunFolderError, UsageError
-from loadgen.records import LevelMark, Manifest, encode_line, write_json
+from loadgen.loads import Closed
+from loadgen.records import LevelMark, encode_line, write_json, write_manifest
 from loadgen.run_folders import RUNS_FILE, RunIndex
 
 ROOT = Path(__file__).parents[2]
@@ -34,16 +34,16 @@ LEVELS, TWICE = "levels", "twice"
 def run(folder: Path) -> Path:
     """A run of two levels of 200 requests, TTFT 20 to 29 ms at 1 in flight and 40 to 58 at 2; TPOT 5 ms."""
     folder.mkdir(parents=True)
-    loads: list[dict[str, Any]] = [{"model": "closed", "concurrency": 1}, {"model": "closed", "concurrency": 2}]
+    loads = [Closed(concurrency=1), Closed(concurrency=2)]
     engine = {"kind": "vllm", "version": "0.25.1", "model": "m", "url": "http://127.0.0.1:8", "endpoint": "completions"}
-    manifest = Manifest(
+    manifest = manifest_from(
         command=["loadgen", "sweep"], started_utc="2026-01-02T03:04:05+00:00", simulated=False,
         host={"name": "box", "processor": "CPU", "cores": 2, "kernel": "6.1"}, engine=engine,
-        dataset={"kind": "synthetic", "input_tokens": "10", "output_tokens": "5"}, seed=0,
-        load={"model": "closed", "requests": 200, "duration_s": None}, levels=loads,
+        dataset={"kind": "synthetic token ids", "input_tokens": "10", "output_tokens": "5", "vocab_size": 32_000},
+        seed=0, load={"model": "closed", "requests": 200, "duration_s": None}, levels=loads,
         client={"loadgen_version": "0.1.0", "workers": 1},
     )  # fmt: skip
-    write_json(folder / "manifest.json", manifest)
+    write_manifest(folder, manifest)
     records, log = [], []
     for index, slots in enumerate((1, 2)):
         clock = [index * 100_000] * slots

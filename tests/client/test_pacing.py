@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.client.pacing import Arrivals, parse_arrival, schedule
+from loadgen.client.pacing import Arrivals, schedule
 from loadgen.errors import UsageError
+from loadgen.loads import parse_arrival
 from loadgen.units import NS_PER_S
 
 

@@ -11,17 +11,19 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
-from made import MS, request
+from made import MS, manifest_from, request
 
+from loadgen.analysis.measure import Measured, summarize_level
+from loadgen.analysis.outcome import outcome
 from loadgen.analysis.plan import Interval, ratio_of
-from loadgen.analysis.slo import outcome, parse_slos
-from loadgen.analysis.summary import Measured, summarize_level
+from loadgen.analysis.slo import parse_slos
 from loadgen.cli.main import cli
 from loadgen.comparison.capacity import Capacities, capacities, word_of
 from loadgen.comparison.gate import Finding
 from loadgen.comparison.sides import Side, read_side
 from loadgen.errors import UsageError
-from loadgen.records import LevelMark, Manifest, RequestError, RequestRecord, encode_line, write_json
+from loadgen.loads import Closed, Open
+from loadgen.records import LevelMark, RequestError, RequestRecord, encode_line, write_manifest
 
 REPORTS = Path(__file__).resolve().parents[2] / "reports"
 LEVELS = str(REPORTS / "vllm-0.25.1-h200-qwen1.5-4b-levels")
@@ -41,13 +43,13 @@ def measured(rate: float, slow: int, gap: int = 10, requests: int = 1500, output
         )
         for seq in range(requests)
     ]
-    load = {"model": "open", "arrival": "poisson", "rate_rps": rate}
+    load = Open(arrival="poisson", rate_rps=rate)
     mark = LevelMark(level=0, window_start_ns=0, window_end_ns=requests * every_ms * MS)
     return Measured(level=summarize_level(load, records, [], mark), outcomes=[outcome(one) for one in records])
 
 
 def side(label: str, *levels: Measured, gpus: int = 1, **load: Any) -> Side:
-    manifest = Manifest(
+    manifest = manifest_from(
         command=[], started_utc="", simulated=False, host={}, dataset={}, seed=0, levels=[], client={}, load=load,
         engine={"kind": "vllm", "gpu_uuids": [str(number) for number in range(gpus)]},
     )  # fmt: skip
@@ -153,8 +155,8 @@ def test_wherever_both_capacities_lie_the_ratio_holds_theirs(a: Interval, b: Int
 def written(run: Path, records: list[RequestRecord], start_ms: int, end_ms: int) -> Path:
     run.mkdir()
     manifest = side("a").manifest
-    manifest.levels = [{"model": "closed", "concurrency": 4}]
-    write_json(run / "manifest.json", manifest)
+    manifest.levels = [Closed(concurrency=4)]
+    write_manifest(run, manifest)
     (run / "records.jsonl").write_bytes(b"".join(map(encode_line, records)))
     mark = LevelMark(level=0, window_start_ns=start_ms * MS, window_end_ns=end_ms * MS)
     (run / "client.jsonl").write_bytes(encode_line(mark))
@@ -163,7 +165,7 @@ def written(run: Path, records: list[RequestRecord], start_ms: int, end_ms: int)
 
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The readings of records.jsonl, as they happen."""
-    from loadgen.analysis import summary
+    from loadgen.analysis import measure
     from loadgen.comparison import sides
     from loadgen.records import read_records
 
@@ -173,7 +175,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         found.append(path)
         return read_records(path)
 
-    monkeypatch.setattr(summary, "read_records", counted)
+    monkeypatch.setattr(measure, "read_records", counted)
     monkeypatch.setattr(sides, "read_records", counted)
     return found
 

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made import MS, failure, request
+from made import MS, failure, manifest_from, request
+from msgspec.structs import replace
 
-from loadgen.analysis.summary import summarize_run
+from loadgen.analysis.measure import summarize_run
 from loadgen.comparison.blocks import FAMILIES, THROUGHPUT, block_count
 from loadgen.comparison.differences import (
     LAUNCH_SD,
@@ -29,9 +30,10 @@ from loadgen.comparison.differences import (
     fail_on,
     overall_decision,
 )
-from loadgen.comparison.sides import Side, SideLevel, load_name, read_side, sample_of
+from loadgen.comparison.sides import Side, SideLevel, read_side, sample_of
 from loadgen.errors import UsageError
-from loadgen.records import LevelMark, Manifest, RequestRecord, encode_line, write_json
+from loadgen.loads import Closed, Open
+from loadgen.records import LevelMark, Manifest, RequestRecord, encode_line, write_manifest
 
 REPORTS = Path(__file__).resolve().parents[2] / "reports"
 VLLM = "vllm-0.25.1-h200-qwen1.5-4b"
@@ -57,7 +59,7 @@ def manifest(**fields: Any) -> Manifest:
     }
     for name, value in fields.items():
         made[name] = {**made[name], **value} if isinstance(value, dict) else value
-    return Manifest(**made)
+    return manifest_from(**made)
 
 
 def slot(factor: float = 1.0, *, step: int = 1, **fields: Any) -> list[RequestRecord]:
@@ -82,7 +84,7 @@ def level(
     records: list[RequestRecord], *, concurrency: int = 1, number: int = 0, start_s: float = 0.0, **fields: Any
 ) -> SideLevel:
     made: dict[str, Any] = {
-        "load": {"model": "closed", "concurrency": concurrency},
+        "load": Closed(concurrency=concurrency),
         "round": number,
         "verdict": ["VALID"],
         "sample": sample_of(records, 0, WINDOW * MS),
@@ -429,7 +431,10 @@ def test_the_port_is_no_argument() -> None:
     assert found(compare(side(level(slot()), engine=a), side(level(slot()), engine=b)), "compared") == []
 
 
-SYNTHETIC = {"kind": "synthetic token ids", "path": None, "sha256": None, "input_tokens": "256", "vocab_size": 32000}
+SYNTHETIC = {
+    "kind": "synthetic token ids", "path": None, "sha256": None, "prompts": None, "input_tokens": "256",
+    "output_tokens": "64", "vocab_size": 32000,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -442,7 +447,7 @@ def test_synthetic_prompts_are_their_spec_and_their_seed(fields: dict[str, Any],
 
 
 def test_a_closed_loop_is_not_compared_with_an_open_one() -> None:
-    load = {"model": "open", "rate_rps": 2.0, "arrival": "poisson", "max_in_flight": 100}
+    load = Open(rate_rps=2.0, arrival="poisson", max_in_flight=100)
     result = compare(side(level(slot())), side(level(slot(), load=load)), force=True)
     assert found(result, "spoils") == ["load model"]
     assert result.levels == []
@@ -450,9 +455,11 @@ def test_a_closed_loop_is_not_compared_with_an_open_one() -> None:
 
 
 def test_open_levels_are_matched_by_rate_and_arrivals() -> None:
-    load = {"model": "open", "rate_rps": 2.0, "arrival": "poisson"}
-    a = side(level(slot(), load={**load, "max_in_flight": 100}), level(slot(), load={**load, "rate_rps": 4.0}))
-    b = side(level(slot(), load={**load, "max_in_flight": 200}), level(slot(), load={**load, "arrival": "constant"}))
+    load = Open(rate_rps=2.0, arrival="poisson")
+    a = side(level(slot(), load=replace(load, max_in_flight=100)), level(slot(), load=replace(load, rate_rps=4.0)))
+    b = side(
+        level(slot(), load=replace(load, max_in_flight=200)), level(slot(), load=replace(load, arrival="constant"))
+    )
     result = compare(a, b)
     assert [shown.name for shown in result.levels] == ["2 requests/s, poisson"]
     assert "in flight at most" in found(result, "limits")
@@ -748,9 +755,9 @@ def test_what_is_not_comparable_is_undecided() -> None:
 
 def written(run: Path, records: list[RequestRecord], rounds: int = 1) -> Path:
     run.mkdir()
-    load: dict[str, Any] = {"model": "closed", "concurrency": 1}
-    loads = [load] if rounds == 1 else [{**load, "round": number} for number in range(rounds)]
-    write_json(run / "manifest.json", manifest(levels=loads))
+    load = Closed(concurrency=1)
+    loads = [load] if rounds == 1 else [replace(load, round=number) for number in range(rounds)]
+    write_manifest(run, manifest(levels=loads))
     lines = [msgspec.structs.replace(r, level=number) for number in range(rounds) for r in records]
     (run / "records.jsonl").write_bytes(b"".join(map(encode_line, lines)))
     marks = [LevelMark(level=n, window_start_ns=0, window_end_ns=WINDOW * MS) for n in range(rounds)]
@@ -770,7 +777,7 @@ def test_a_run_folder_gives_what_its_records_give(tmp_path: Path) -> None:
 def test_rounds_of_a_run_folder(tmp_path: Path) -> None:
     run = read_side(written(tmp_path / "a", slot(), rounds=3))
     assert [shown.round for shown in run.levels] == [0, 1, 2]
-    assert [load_name(shown.load) for shown in run.levels] == ["1 in flight"] * 3
+    assert [shown.load.name for shown in run.levels] == ["1 in flight"] * 3
     assert compare(run, run).levels[0].rounds == 3
 
 

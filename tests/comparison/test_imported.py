@@ -17,6 +17,7 @@ from loadgen.comparison.blocks import THROUGHPUT
 from loadgen.comparison.differences import NO_DETAIL, Comparison, compare
 from loadgen.comparison.imported import import_side, is_imported
 from loadgen.errors import UsageError
+from loadgen.loads import AllAtOnce, Closed, Open
 from loadgen.report.compare import markdown, render
 
 EXAMPLE = Path(__file__).parent / "imported" / "closed-2.json"
@@ -72,7 +73,7 @@ def weights(found: Comparison) -> dict[str, str]:
 def test_a_file_that_was_written_by_hand() -> None:
     (level,) = import_side(EXAMPLE).levels
     sample = level.sample
-    assert level.load == {"model": "closed", "concurrency": 2}
+    assert level.load == Closed(concurrency=2)
     assert level.verdict == []
     assert sample.sent_s.tolist() == pytest.approx([0.0, 0.0, 0.5, 0.7])
     assert sample.failed.tolist() == [False, False, False, True]
@@ -104,16 +105,16 @@ def import_side_of(value: dict[str, Any]) -> Any:
 @pytest.mark.parametrize(
     ("fields", "load"),
     [
-        ({}, {"model": "closed", "concurrency": 8}),
-        ({"max_concurrency": None}, {"model": "all at once", "requests": 600}),
-        ({"request_rate": 4.0}, {"model": "open", "rate_rps": 4.0, "arrival": "poisson", "max_in_flight": 8}),
+        ({}, Closed(concurrency=8)),
+        ({"max_concurrency": None}, AllAtOnce(requests=600)),
+        ({"request_rate": 4.0}, Open(rate_rps=4.0, arrival="poisson", max_in_flight=8)),
         (
             {"request_rate": 4.0, "burstiness": 0.25, "max_concurrency": None},
-            {"model": "open", "rate_rps": 4.0, "arrival": "gamma:2", "max_in_flight": None},
+            Open(rate_rps=4.0, arrival="gamma:2", max_in_flight=None),
         ),
         (
             {"request_rate": 4.0, "burstiness": math.inf},
-            {"model": "open", "rate_rps": 4.0, "arrival": "constant", "max_in_flight": 8},
+            Open(rate_rps=4.0, arrival="constant", max_in_flight=8),
         ),
     ],
 )
@@ -127,7 +128,7 @@ def test_a_folder_is_one_side_and_one_load_twice_is_two_rounds(tmp_path: Path) -
     saved(tmp_path, "a.pytorch.json", {"benchmark": {}})
     assert is_imported(tmp_path) and not is_imported(RUN) and not is_imported(tmp_path / "nothing")
     levels = import_side(tmp_path).levels
-    assert [(level.load["concurrency"], level.round) for level in levels] == [(8, 0), (8, 1), (16, 0)]
+    assert [(level.load.value, level.round) for level in levels] == [(8, 0), (8, 1), (16, 0)]
 
 
 def test_two_imports_are_compared_with_a_caveat(tmp_path: Path) -> None:

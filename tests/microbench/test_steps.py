@@ -7,9 +7,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from made import engine_with
 from made_kernels import QWEN
 
-from loadgen.analysis.summary import Summary, summarize_run
+from loadgen.analysis.measure import summarize_run
+from loadgen.analysis.summary import Summary
 from loadgen.errors import RunFolderError, UsageError
 from loadgen.microbench.cases import ModelShape, Step
 from loadgen.microbench.steps import (
@@ -74,7 +76,7 @@ def test_a_run_with_nothing_completed_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_runs_whose_kernels_are_not_known(real: tuple[Manifest, Summary], change: dict[str, Any], words: str) -> None:
-    manifest = msgspec.structs.replace(real[0], engine={**real[0].engine, **change})
+    manifest = msgspec.structs.replace(real[0], engine=engine_with(real[0].engine, **change))
     with pytest.raises((UsageError, RunFolderError), match=words):
         shape_of_run(RUN, manifest)
 
@@ -85,7 +87,7 @@ def test_simulated_run_is_refused(real: tuple[Manifest, Summary]) -> None:
 
 
 def test_the_dtype_that_was_served_counts(real: tuple[Manifest, Summary]) -> None:
-    engine = {**real[0].engine, "argv": ["vllm", "--dtype", "float16"]}
+    engine = engine_with(real[0].engine, argv=["vllm", "--dtype", "float16"])
     assert shape_of_run(RUN, msgspec.structs.replace(real[0], engine=engine)).dtype == "float16"
 
 

@@ -9,13 +9,14 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made import figures_of, request
+from made import figures_of, manifest_from, request
 
+from loadgen.analysis.figures import LevelSummary, Reason, Verdict
 from loadgen.analysis.find import Find
 from loadgen.analysis.slo import PercentileFigures, SloFigures
 from loadgen.analysis.stats import Distribution
-from loadgen.analysis.summary import LevelSummary, Summary
-from loadgen.analysis.verdicts import Reason, Verdict
+from loadgen.analysis.summary import Summary
+from loadgen.loads import Closed, Load, Open
 from loadgen.records import Manifest
 from loadgen.report.answer import answer, render
 
@@ -24,7 +25,7 @@ Interval = tuple[float, float]
 
 
 def manifest(**load: Any) -> Manifest:
-    return Manifest(
+    return manifest_from(
         command=[], started_utc="", simulated=False, host={}, engine={}, dataset={}, seed=0, load=load, levels=[],
         client={},
     )  # fmt: skip
@@ -45,11 +46,11 @@ def level(
     errors: dict[str, int] | None = None,
 ) -> LevelSummary:
     """A level with these figures; ``ci95`` is that of the tokens."""
-    of: dict[str, Any] = {"model": "closed", "concurrency": int(load)}
+    of: Load = Closed(concurrency=int(load))
     if rate:
-        of = {"model": "open", "rate_rps": load, "arrival": "poisson", "max_in_flight": 64}
+        of = Open(rate_rps=load, arrival="poisson", max_in_flight=64)
     if round_index is not None:
-        of["round"] = round_index
+        of = msgspec.structs.replace(of, round=round_index)
     made = {
         **msgspec.structs.asdict(EMPTY),
         "load": of,

@@ -25,6 +25,7 @@ from loadgen.comparison.differences import (
 )
 from loadgen.comparison.gate import Finding
 from loadgen.comparison.sides import read_side
+from loadgen.loads import Closed
 from loadgen.report.compare import NAMES, markdown, percent, render, verdict_words
 from loadgen.report.terminal import SIMULATED
 
@@ -111,7 +112,7 @@ CAPACITIES = Capacities(
 def made(**fields: Any) -> Comparison:
     levels = [
         LevelComparison(
-            load={"model": "closed", "concurrency": concurrency},
+            load=Closed(concurrency=concurrency),
             name=f"{concurrency} in flight",
             rounds=5,
             requests_a=1500,

@@ -14,14 +14,15 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made import engine_with, manifest_from
 from made_reports import GOLDEN, level, manifest, summary
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as plain_families
 
+from loadgen.analysis.figures import Verdict
 from loadgen.analysis.slo import PercentileFigures, SloFigures
 from loadgen.analysis.summary import Summary
-from loadgen.analysis.verdicts import Verdict
-from loadgen.records import Manifest
+from loadgen.records import FileDataset
 from loadgen.report import csv, markdown, openmetrics, texts
 from loadgen.report.entry import Entry, names_of
 
@@ -52,8 +53,9 @@ def of_a_server(text: str) -> Entry:
     verdict = Verdict(status="ERRORS", reasons=[msgspec.structs.replace(reason, text=reason.text.replace("?", text))])
     made = Summary(simulated=False, levels=[msgspec.structs.replace(SPOILT, verdict=verdict)], notes=[text])
     about = manifest(simulated=False, model=text)
-    about.engine |= {"kind": text, "version": text, "url": text, "shell": text}
-    about.dataset["path"] = about.host["name"] = text
+    about.engine = engine_with(about.engine, kind=text, version=text, url=text, shell=text)
+    about.dataset = FileDataset(path=text, sha256="0" * 64, prompts=256)
+    about.host.name = text
     about.command = ["loadgen", "sweep", "--model", text]
     return Entry(name=text, folder=Path("x"), manifest=about, summary=made)
 
@@ -249,7 +251,7 @@ def test_two_levels_of_one_load_are_two_series() -> None:
 def test_any_text_is_a_label(text: str) -> None:
     made = of_a_server("x")
     made.name = text
-    made.manifest.engine["model"] = text
+    made.manifest.engine.model = text
     (info,) = samples(openmetrics.render([made]))["loadgen_run_info"]
     assert info.labels["model"] == info.labels["run"] == text
 
@@ -293,7 +295,7 @@ def test_names_tell_runs_apart(folders: list[str], names: list[str]) -> None:
 
 
 def test_a_manifest_with_hardly_anything_in_it() -> None:
-    bare = Manifest(
+    bare = manifest_from(
         command=[], started_utc="", simulated=False, host={}, engine={}, dataset={}, seed=0, load={}, levels=[],
         client={},
     )  # fmt: skip

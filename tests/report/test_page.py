@@ -21,9 +21,13 @@ from hypothesis import strategies as st
 from made import MS, failure, request
 from made_reports import level, manifest, summary
 
-from loadgen.analysis.slo import Slo, outcome
-from loadgen.analysis.summary import LevelSummary, Summary, summarize_run
-from loadgen.records import LevelMark, RequestRecord, encode_line
+from loadgen.analysis.figures import LevelSummary, Window
+from loadgen.analysis.measure import summarize_run
+from loadgen.analysis.outcome import outcome
+from loadgen.analysis.slo import Slo
+from loadgen.analysis.summary import Summary
+from loadgen.loads import Closed
+from loadgen.records import LevelMark, RequestRecord, encode_line, write_manifest
 from loadgen.report import html, terminal
 from loadgen.report.entry import Entry
 from loadgen.report.page_data import (
@@ -178,9 +182,9 @@ def test_licences_of_what_the_script_contains_come_with_it() -> None:
 def one_level(records: list[RequestRecord], folder: Path, **window: int) -> tuple[dict[str, Any], bytes]:
     """The only level of a run made of these records."""
     made = manifest(simulated=False)
-    made.levels = [{"model": "closed", "concurrency": 2}]
+    made.levels = [Closed(concurrency=2)]
     folder.mkdir(exist_ok=True)
-    (folder / "manifest.json").write_bytes(msgspec.json.encode(made))
+    write_manifest(folder, made)
     (folder / "records.jsonl").write_bytes(b"".join(encode_line(record) for record in records))
     mark = LevelMark(level=0, window_start_ns=window["start"] * MS, window_end_ns=window["end"] * MS)
     (folder / "client.jsonl").write_bytes(encode_line(mark))
@@ -212,7 +216,7 @@ def test_requests_are_columns_in_the_order_of_their_issue(tmp_path: Path) -> Non
 def test_latencies_that_are_withheld_are_not_in_the_page() -> None:
     rows = LevelRequests()
     rows.add(request(0, 20, 10))
-    _, columns = rows.columns({"start_ns": 0, "end_ns": 100 * MS}, hidden=True)
+    _, columns = rows.columns(Window(start_ns=0, end_ns=100 * MS), hidden=True)
     assert {name for name, values in columns.items() if (values == -1).all()} >= {
         "ttft_us", "tpot_us", "e2e_us", "gap_us",
     }  # fmt: skip
@@ -233,16 +237,16 @@ def test_an_objective_is_met_in_the_page_exactly_where_the_record_meets_it(
     record = request(0, *[1] * (len(gaps) + 1), first_token_ns=ns, last_token_ns=ns + sum(gaps))
     rows = LevelRequests()
     rows.add(record)
-    _, columns = rows.columns({"start_ns": 0, "end_ns": 1}, hidden=False)
+    _, columns = rows.columns(Window(start_ns=0, end_ns=1), hidden=False)
     found = outcome(record)
     for metric, parts in (("ttft", 1), ("e2e", 1), ("tpot", TPOT_PARTS)):
         value = columns[f"{metric}_us"][0]
         slo = Slo(metric=metric, limit_s=limit_us / 1e6)  # type: ignore[arg-type]
-        exact = found.latency_s(slo)
+        exact = found.latency_s(slo.metric)
         assert exact is not None
         # In floats the two sides of the record's own comparison may part from what they stand for.
         if abs(exact - slo.limit_s) > 1e-12 * exact:
-            assert (value / parts <= limit_us) == found.meets(slo)
+            assert (value / parts <= limit_us) == slo.is_met(found)
 
 
 def test_a_real_run_is_small_enough() -> None:

@@ -9,7 +9,9 @@ import msgspec
 import pytest
 from made_reports import GOLDEN, level, manifest, summary
 
-from loadgen.analysis.summary import LevelSummary, Summary, summarize_run
+from loadgen.analysis.figures import LevelSummary
+from loadgen.analysis.measure import summarize_run
+from loadgen.analysis.summary import Summary
 from loadgen.report import html, terminal
 from loadgen.report.entry import Entry
 from loadgen.report.page_data import read_page

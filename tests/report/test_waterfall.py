@@ -7,9 +7,12 @@ from typing import Any
 
 import msgspec
 import pytest
+from made import engine_with
 from made_kernels import MIB, PEAKS, attempt, manifest, samples
 
-from loadgen.analysis.summary import LevelSummary, Summary, summarize_run
+from loadgen.analysis.figures import LevelSummary
+from loadgen.analysis.measure import summarize_run
+from loadgen.analysis.summary import Summary
 from loadgen.microbench.cases import Step
 from loadgen.microbench.records import KernelRecord, Use, records_of
 from loadgen.microbench.steps import decode_step, no_sum, prefill_step
@@ -83,8 +86,8 @@ def test_time_for_other_prompts_is_the_share_that_prefill_takes(level: LevelSumm
 def gaps(level: LevelSummary, us: float = 12, **server: float | None) -> tuple[dict[str, float], dict[str, float]]:
     """The named gaps of TPOT and of TTFT outside the kernels; ``server`` replaces what the engine said, None takes it
     away."""
-    told = {**(level.server or {}), **server}
-    changed = msgspec.structs.replace(level, server={name: value for name, value in told.items() if value is not None})
+    assert level.server is not None
+    changed = msgspec.structs.replace(level, server=msgspec.structs.replace(level.server, **server))
     falls = waterfalls(Summary(simulated=False, levels=[changed]), manifest(), records(all_cases(level, us)))
     for fall in falls:
         assert fall.served_s is not None
@@ -98,10 +101,10 @@ def test_ttft_is_split_by_the_engines_own_clock(level: LevelSummary) -> None:
     server, served = level.server, level.ttft_s.mean
     assert server is not None and served is not None
     assert list(ttft) == ["prefill above kernels", "queue", "to the core and back", "outside the engine"]
-    assert ttft["prefill above kernels"] == pytest.approx(server["prefill_s"] - (10 * 40 + 1) * 12e-6)
-    assert ttft["queue"] == server["queue_s"]
-    assert ttft["to the core and back"] == pytest.approx(server["ttft_s"] - server["queue_s"] - server["prefill_s"])
-    assert ttft["outside the engine"] == pytest.approx(served - server["ttft_s"])
+    assert ttft["prefill above kernels"] == pytest.approx(server.prefill_s - (10 * 40 + 1) * 12e-6)
+    assert ttft["queue"] == server.queue_s
+    assert ttft["to the core and back"] == pytest.approx(server.ttft_s - server.queue_s - server.prefill_s)
+    assert ttft["outside the engine"] == pytest.approx(served - server.ttft_s)
 
 
 # Nothing is made up: what the server does not say stays in the one gap.
@@ -140,7 +143,7 @@ def test_tpot_takes_what_is_outside_from_the_engines_clock(level: LevelSummary) 
 def test_an_engine_that_says_more_than_was_served_is_not_called_a_cost(level: LevelSummary) -> None:
     served = level.tpot_s.mean
     assert served is not None and level.server is not None
-    slow = msgspec.structs.replace(level, server={**level.server, "tpot_s": served + 1e-5})
+    slow = msgspec.structs.replace(level, server=msgspec.structs.replace(level.server, tpot_s=served + 1e-5))
     tpot, _ = waterfalls(Summary(simulated=False, levels=[slow]), manifest(), records(all_cases(level, 12)))
     assert tpot.gaps[-1].seconds == pytest.approx(-1e-5)
     assert tpot.gaps[-1].why.startswith("none: ")
@@ -177,7 +180,7 @@ def test_models_that_one_gpus_kernels_do_not_add_up_to(
     write_json(tmp_path / "manifest.json", manifest())
     (tmp_path / "samples.jsonl").write_bytes(b"".join(encode_line(c) for c in all_cases(level, 12)))
     run = read_manifest(RUN)
-    run = msgspec.structs.replace(run, engine={**run.engine, **engine})
+    run = msgspec.structs.replace(run, engine=engine_with(run.engine, **engine))
     summary = Summary(simulated=False, levels=[level])
     beside = read_beside(tmp_path, run, summary)
     assert beside is not None and beside.records
@@ -191,7 +194,8 @@ def test_models_that_one_gpus_kernels_do_not_add_up_to(
 
 def test_one_gpu_named_as_such_is_one_gpu(level: LevelSummary) -> None:
     run = read_manifest(RUN)
-    one = msgspec.structs.replace(run, engine={**run.engine, "argv": ["vllm", "serve", "--tensor-parallel-size", "1"]})
+    alone = engine_with(run.engine, argv=["vllm", "serve", "--tensor-parallel-size", "1"])
+    one = msgspec.structs.replace(run, engine=alone)
     assert no_sum(run) is None and no_sum(one) is None
     assert no_sum(msgspec.structs.replace(run, simulated=True)) == "it is SIMULATED: no kernel ran there"
 
