@@ -21,12 +21,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from validation_plan import ATTAINMENT, INPUT, OUTPUT, WARMUP_S, record, serve, truth_rps
+from validation_plan import INPUT, OUTPUT, WARMUP_S, record, serve, truth_rps
 
 from loadgen.analysis.figures import LevelSummary
 from loadgen.analysis.find import Ask, Find, Over, Probe, follow, found_by, probe_of
 from loadgen.analysis.measure import gather_steady, summarize
-from loadgen.analysis.slo import parse_slos
+from loadgen.analysis.slo import ATTAINMENT, parse_slos
 from loadgen.client.pacing import Arrivals, schedule
 from loadgen.engines.sim_model import GPUS, MODELS, BatchModel, Sequence
 from loadgen.loads import Closed, Open

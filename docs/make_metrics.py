@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 from loadgen.analysis.gpu_figures import GPU_GAUGES
 from loadgen.analysis.metrics import METRICS
+from loadgen.analysis.outcome import LATENCIES
 from loadgen.analysis.server_metrics import METRICS as SERVER_METRICS
-from loadgen.analysis.stats import QUANTILES, quantile_floor
+from loadgen.analysis.stats import CONFIDENCE, QUANTILES, quantile_floor
 from loadgen.analysis.verdicts import VERDICTS
+from loadgen.records import ErrorKind
 
 TARGET = Path(__file__).parent / "metrics.md"
 
@@ -18,8 +21,8 @@ def text() -> str:
     lines = [
         "# Metrics",
         "",
-        "Made by `make docs` from `loadgen/metrics.py`, `stats.py`, `verdicts.py`, `server_metrics.py` and `gpus.py`; "
-        "change it there.",
+        "Made by `make docs` from the code in `loadgen/analysis` (`metrics.py`, `stats.py`, `intervals.py`, "
+        "`verdicts.py`, `server_metrics.py`, `gpu_figures.py`) and `loadgen/records`; change it there.",
         "",
         "One clock, CLOCK_MONOTONIC; every stamp of an arrival is taken at the socket read, before anything is parsed.",
         "",
@@ -29,14 +32,18 @@ def text() -> str:
     for metric in METRICS:
         cells = (f"`{metric.key}`", metric.name, metric.unit, metric.definition, metric.why, metric.source)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    with_intervals = [metric.key for metric in METRICS if metric.intervals]
+    alike = ", ".join(f"`{key}`" for key in with_intervals if key in LATENCIES)
+    apart = ", ".join(f"`{key}`" for key in with_intervals if key not in LATENCIES)
+    kinds = ", ".join(f"`{kind}`" for kind in get_args(ErrorKind))
     floors = ", ".join(f"{name} {quantile_floor(q)}" for name, q in QUANTILES.items())
     lines += [
         "",
         "## Success and failure",
         "",
-        "A request has succeeded when the status is 200, a finish_reason came, no event held an `error`, and `[DONE]` "
-        "was seen. Any other is a failure of one of these kinds: `connect`, `timeout`, `http_status`, `stream_error`, "
-        "`stream_truncated`, `bad_payload`, `cancelled`. Failures are kept and counted; none enters a latency.",
+        "A request has succeeded when the status is 200, a finish_reason came, no event held an `error`, and "
+        f"`[DONE]` was seen. Any other is a failure of one of these kinds: {kinds}. Failures are kept and counted; none "
+        "enters a latency.",
         "",
         "## Quantiles",
         "",
@@ -44,8 +51,9 @@ def text() -> str:
         "`n/a`. The floor is the smallest sample in which at most one value above the estimate would be seen with a "
         "probability of at most 1 %, were the true quantile above it (MLPerf's early stopping).",
         "",
-        "Intervals are at 95 %: Student's t for means, order statistics for quantiles; both take samples as "
-        "independent, which requests of a closed loop are only roughly.",
+        f"Intervals are at {CONFIDENCE:.0%}. Requests that are served together are slow together, so the intervals of "
+        f"{alike} and of the throughputs allow for autocorrelation; docs/validation.md has how often they hold the "
+        f"truth. Those of {apart} take the values as independent. Other distributions have none.",
         "",
         "## Verdicts",
         "",

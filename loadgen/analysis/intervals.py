@@ -126,27 +126,22 @@ def mean_error(values: NDArray[Any], *, period: int | None = None) -> tuple[floa
     return math.sqrt(float(power.mean()) / n), len(power)
 
 
-def quantile_interval(values: NDArray[Any], q: float, *, period: int | None = None) -> tuple[float, float] | None:
-    """The interval of quantile ``q``, in the unit of the values, or None for too small a sample.
+def quantile_intervals(
+    values: NDArray[Any], quantiles: dict[str, float] = QUANTILES, *, period: int | None = None
+) -> dict[str, tuple[float, float]]:
+    """The intervals of several quantiles, by name, in the unit of the values; one of too small a sample is left out.
 
     Order statistics (Hutson 1999, "Calculating nonparametric confidence intervals for quantiles
     using fractional order statistics") of a sample that is as large as the effective one: the
     autocorrelation is that of the series of ones and zeros that says which values are below the
     estimate, since that series' mean is what is uncertain (Woodruff 1952).
 
-    None when the effective sample (:attr:`Autocorrelation.normal_effective`) is below
+    A quantile is left out when the effective sample (:attr:`Autocorrelation.normal_effective`) is below
     :func:`loadgen.analysis.stats.quantile_floor`: 662 for the 99th percentile; below it such intervals hold
     the truth too seldom. The median's effective sample is counted: that at a far quantile rests on
     the few values above it, and to leave out where those happen to lie close together would keep
     the intervals that are too narrow.
     """
-    return quantile_intervals(values, {"q": q}, period=period).get("q")
-
-
-def quantile_intervals(
-    values: NDArray[Any], quantiles: dict[str, float] = QUANTILES, *, period: int | None = None
-) -> dict[str, tuple[float, float]]:
-    """:func:`quantile_interval` of several quantiles, by name; those without an interval are left out."""
     import numpy as np
 
     n = len(values)

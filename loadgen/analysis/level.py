@@ -21,7 +21,7 @@ from loadgen.analysis.figures import (
 )
 from loadgen.analysis.gather import LevelAccumulator
 from loadgen.analysis.intervals import intervals, mean_error, quantile_error, rate_error, rate_interval
-from loadgen.analysis.outcome import Outcome
+from loadgen.analysis.outcome import LATENCIES, Outcome
 from loadgen.analysis.slo import Slo, slo_figures
 from loadgen.analysis.stats import Distribution, describe
 from loadgen.analysis.steady import SteadyWindow, steady_window
@@ -43,8 +43,7 @@ def steady_of(load: Load, gathered: LevelAccumulator) -> SteadyWindow:
     gathered.settle()
     outcomes = gathered.outcomes
     values = {
-        name: np.array([math.nan if (v := getattr(one, name)) is None else v for one in outcomes])
-        for name in ("ttft_s", "tpot_s", "e2e_s")
+        name: np.array([math.nan if (v := getattr(one, name)) is None else v for one in outcomes]) for name in LATENCIES
     }
     return steady_window(
         np.array([one.issued_ns for one in outcomes], dtype=np.int64),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from loadgen.records import RequestRecord
 from loadgen.units import NS_PER_S
 
 Latency = Literal["ttft", "tpot", "e2e"]
+# Names of the fields that hold one, and what people call it.
+LATENCIES = {f"{name}_s": name.upper() for name in get_args(Latency)}
 
 
 class Outcome(NamedTuple):
@@ -22,7 +24,8 @@ class Outcome(NamedTuple):
 
     def latency_s(self, name: Latency) -> float | None:
         """One of the latencies, by its name."""
-        return {"ttft": self.ttft_s, "tpot": self.tpot_s, "e2e": self.e2e_s}[name]
+        value: float | None = getattr(self, f"{name}_s")
+        return value
 
 
 def outcome(record: RequestRecord) -> Outcome:

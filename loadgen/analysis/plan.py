@@ -36,7 +36,7 @@ from loadgen.analysis.criteria import (
 )
 from loadgen.analysis.figures import LevelSummary
 from loadgen.analysis.measure import Measured, measure_run
-from loadgen.analysis.slo import Slo, parse_slos
+from loadgen.analysis.slo import ATTAINMENT, Slo, parse_slos
 from loadgen.errors import UsageError
 from loadgen.loads import Closed, Open, parse_arrival
 from loadgen.records import Manifest
@@ -67,7 +67,7 @@ class Demand(msgspec.Struct, kw_only=True):
     """
 
     slos: list[Slo]
-    attainment: float = 0.99
+    attainment: float = ATTAINMENT
     peak_rps: float | None = None
     duty: float = 1.0
     headroom: float = 0.2

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import msgspec
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Decision = Literal["met", "not met", "undecided"]
 
+ATTAINMENT = 0.99  # share of requests that must meet what is asked of each, where no other is given
 EXAMPLE = "ttft=500ms,tpot=50ms,e2e=10s, or ttft:p99=500ms for a percentile"
 _ITEM = re.compile(r"(?P<metric>[a-z0-9_]+)(?::(?P<percentile>[^=]*))?=(?P<limit>.*)", re.ASCII)
 _PERCENTILE = re.compile(r"p(\d{1,2}(?:\.\d+)?)", re.ASCII)
@@ -186,7 +187,7 @@ def _parse(item: str) -> Slo:
     if found is None:
         raise UsageError(f"not an objective: {item!r}; write --slo {EXAMPLE}")
     name, limit = found["metric"], found["limit"]
-    metrics: dict[str, Latency] = {"ttft": "ttft", "tpot": "tpot", "e2e": "e2e"}
+    metrics: dict[str, Latency] = {name: name for name in get_args(Latency)}
     if name not in metrics:
         raise UsageError(f"--slo knows ttft, tpot and e2e, not {name!r}; write {EXAMPLE}")
     percentile = None

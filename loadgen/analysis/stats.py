@@ -25,9 +25,10 @@ class Distribution(msgspec.Struct, kw_only=True):
 
     ``stdev`` is that of the sample (n - 1). Quantiles interpolate linearly between order
     statistics (Hyndman and Fan 1996, type 7, numpy's default); one whose sample is below its floor
-    (:func:`quantile_floor`) is null. ``ci95`` has a 95 % interval for the mean (Student's t) and
-    for each quantile shown (order statistics, binomial), all under the assumption that samples
-    are independent.
+    (:func:`quantile_floor`) is null. ``ci95`` has a 95 % interval for the mean and for each quantile
+    shown. Those of a level's latencies allow for requests that are alike
+    (:func:`loadgen.analysis.intervals.intervals`); those of token counts take the values as independent
+    (Student's t, order statistics).
     """
 
     count: int

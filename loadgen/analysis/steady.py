@@ -1,28 +1,26 @@
 """The part of a level that is measured: from when on it was steady, and whether it stayed so.
 
-Three steps, each of which says what it did (:class:`SteadyWindow`):
+Two steps, each of which says what it did (:class:`SteadyWindow`):
 
-1. Closed loop: what was issued before every slot had turned over once is cut
-   (:func:`turned_over_ns`). loadgen's own runs have no such requests in their measured phase.
-2. MSER-5: a start-up transient is cut where that makes the mean best known (White 1997, "An
+1. MSER-5: a start-up transient is cut where that makes the mean best known (White 1997, "An
    effective truncation heuristic for bias reduction in simulation output"; Spratt 1998; Hoad,
    Robinson and Davies 2008, "Automating warm-up length estimation"). MSER alone cuts something
    from four clean runs in ten; so the cut is made only if what is cut differs from the rest, by
    more than chance and by at least 5 %.
-3. A trend test on what is left: Mann-Kendall on batches of requests, its variance corrected for
+2. A trend test on what is left: Mann-Kendall on batches of requests, its variance corrected for
    autocorrelation (Hamed and Rao 1998, "A modified Mann-Kendall trend test for autocorrelated
    data"), the size of the trend by Theil and Sen's slope.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from loadgen.analysis.intervals import autocorrelation
+from loadgen.analysis.outcome import LATENCIES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,8 +37,6 @@ DRIFT_CHANCE = 0.025  # of a trend in any metric where there is none
 STILL_CHANCE = 0.03  # of a trend after a cut, in a metric whose trend before it was real
 MIN_DRIFT = 0.05  # relative change that matters: over the window, or by what is cut
 HAMED_RAO_LAGS = 5  # batches are long against what is correlated; further lags add only noise
-
-NAMES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "E2E"}
 
 
 class Trend(msgspec.Struct, kw_only=True):
@@ -66,7 +62,6 @@ class SteadyWindow(msgspec.Struct, kw_only=True):
     Attributes:
         start_ns, end_ns: the window; requests issued inside belong to it.
         requests: how many were.
-        cut_turnover: requests cut because not every slot had turned over.
         cut_transient: requests cut by MSER-5.
         cut_by: the metric that wanted the longest cut.
         trends: per metric; a metric without enough values for a test is left out.
@@ -80,43 +75,12 @@ class SteadyWindow(msgspec.Struct, kw_only=True):
     start_ns: int
     end_ns: int
     requests: int
-    cut_turnover: int = 0
     cut_transient: int = 0
     cut_by: str | None = None
     trends: dict[str, Trend] = {}
     drifting: list[str] = []
     steady: bool | None
     reason: str
-
-
-def turned_over_ns(sent_ns: NDArray[Any], ended_ns: NDArray[Any], slots: int) -> int | None:
-    """When every slot of a closed loop had ended its first request; None if that never came.
-
-    A request takes the slot that has been free for longest, or, when none is free, one that was
-    never used: a closed loop keeps no slot waiting. The moment is the last end of the requests
-    that took a new slot.
-
-    Args:
-        sent_ns, ended_ns: of each request, in any order.
-        slots: the concurrency.
-    """
-    import numpy as np
-
-    busy: list[int] = []  # ends of the requests that hold a slot
-    free = used = 0
-    last = None
-    for place in np.lexsort((ended_ns, sent_ns)):
-        sent, ended = int(sent_ns[place]), int(ended_ns[place])
-        while busy and busy[0] <= sent:
-            heapq.heappop(busy)
-            free += 1
-        if free:
-            free -= 1
-        elif used < slots:
-            used += 1
-            last = ended if last is None else max(last, ended)
-        heapq.heappush(busy, ended)
-    return last if used == slots else None
 
 
 def steady_window(
@@ -126,7 +90,6 @@ def steady_window(
     start_ns: int,
     end_ns: int,
     slots: int | None = None,
-    turned_ns: int | None = None,
     amounts: NDArray[Any] | None = None,
 ) -> SteadyWindow:
     """Chooses the measured window of a level, and says whether the level was steady in it.
@@ -137,7 +100,6 @@ def steady_window(
         start_ns, end_ns: the window as it was measured.
         slots: the concurrency of a closed loop; None for an open one. Batches are then whole
             turns of the slots, so that what repeats with each turn is no trend.
-        turned_ns: what was issued earlier is cut (:func:`turned_over_ns`).
         amounts: tokens in equal parts of the time from ``start_ns`` to ``end_ns``
             (:func:`loadgen.analysis.intervals.bin_amounts`), to test the throughput, too.
     """
@@ -146,13 +108,11 @@ def steady_window(
     order = np.argsort(sent_ns, kind="stable")
     sent = np.asarray(sent_ns, dtype=np.int64)[order]
     series = {name: np.asarray(given, dtype=float)[order] for name, given in values.items()}
-    from_ns = start_ns if turned_ns is None else max(turned_ns, start_ns)
-    first, last = (int(place) for place in np.searchsorted(sent, [from_ns, end_ns + 1]))
+    first, last = (int(place) for place in np.searchsorted(sent, [start_ns, end_ns + 1]))
     window = SteadyWindow(
-        start_ns=min(from_ns, end_ns),
+        start_ns=min(start_ns, end_ns),
         end_ns=end_ns,
         requests=last - first,
-        cut_turnover=int((sent[:first] >= start_ns).sum()),
         steady=None,
         reason="",
     )
@@ -172,18 +132,6 @@ def steady_window(
         window.steady = True
     window.reason = _in_words(window, endless, slots)
     return window
-
-
-def mser5(values: NDArray[Any], *, slots: int | None = None) -> int:
-    """How many values to cut at the start, so that the mean of the rest is known best.
-
-    The d that minimises ``sum((y - mean)^2) / (n - d)^2`` over the means y of batches of five that
-    are left. Cuts that leave fewer than five batches, or than five turns of ``slots``, are no
-    candidates: so few can be alike by chance, and the requests of one wave are. A result of more
-    than half means that the series has not settled.
-    """
-    errors = _mser_errors(values, slots)
-    return int(errors.argmin()) * MSER_BATCH if len(errors) else 0
 
 
 def mann_kendall(batches: NDArray[Any]) -> Trend:
@@ -345,13 +293,13 @@ def _real(trends: dict[str, Trend]) -> list[str]:
 
 
 def _in_words(window: SteadyWindow, endless: list[str], slots: int | None) -> str:
-    said = [f"{NAMES.get(name, name)} had not settled after half of the requests" for name in endless]
+    said = [f"{LATENCIES.get(name, name)} had not settled after half of the requests" for name in endless]
     for name in window.drifting:
         if name not in endless:
             trend = window.trends[name]
             verb = "rose" if trend.relative_change > 0 else "fell"
             said.append(
-                f"{NAMES.get(name, name)} {verb} by {abs(trend.relative_change):.0%} over the window "
+                f"{LATENCIES.get(name, name)} {verb} by {abs(trend.relative_change):.0%} over the window "
                 f"(Kendall's tau {trend.tau:.2f}, p {trend.p:.1g})"
             )
     if window.steady is None:
@@ -359,12 +307,12 @@ def _in_words(window: SteadyWindow, endless: list[str], slots: int | None) -> st
         said.append(f"{window.requests} requests are too few to tell whether the level was steady; {needed} would do")
     elif window.steady:
         name, trend = max(window.trends.items(), key=lambda item: abs(item[1].relative_change))
-        change = f"{NAMES.get(name, name)} changed by {abs(trend.relative_change):.1%} over the window"
+        change = f"{LATENCIES.get(name, name)} changed by {abs(trend.relative_change):.1%} over the window"
         if abs(trend.relative_change) < MIN_DRIFT:
             said.append(f"no trend of {MIN_DRIFT:.0%} or more; at most, {change}")
         else:
             said.append(f"no trend that could not be chance; at most, {change} (p {trend.p:.1g})")
     if window.cut_transient:
-        cut_by = NAMES.get(window.cut_by or "", window.cut_by)
+        cut_by = LATENCIES.get(window.cut_by or "", window.cut_by)
         said.append(f"the first {window.cut_transient} requests, in which {cut_by} differed, are not measured")
     return "; ".join(said)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from loadgen.analysis.outcome import LATENCIES
 from loadgen.analysis.stats import quantile_floor
 from loadgen.comparison.sides import BINS, Sample, SideLevel, by_prompt
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-LATENCIES = ("ttft_s", "tpot_s", "e2e_s")
 THROUGHPUT = "output_throughput_tps"
 QUANTILES = {"p50": 0.50, "p90": 0.90, "p99": 0.99}
 # ``paired`` is the geometric mean over the prompts that both sides answered of b/a.

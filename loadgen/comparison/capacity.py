@@ -14,13 +14,12 @@ from typing import Literal
 import msgspec
 
 from loadgen.analysis.plan import SPEEDS, Interval, Ratio, bracket, points_of, ratio_of, scaled, slos_at_speed
-from loadgen.analysis.slo import Slo, parse_slos
+from loadgen.analysis.slo import ATTAINMENT, Slo, parse_slos
 from loadgen.comparison.gate import MAX_TOKEN_DIFFERENCE, Finding
 from loadgen.comparison.sides import Side
 
 More = Literal["B carries more", "A carries more", "cannot be told"]
 
-ATTAINMENT = 0.99
 # What spoils the comparison of levels one by one, but not that of capacities: a sweep to the limit has levels that
 # are not VALID, of which the plan makes its own, and the sides' limits may lie at other loads.
 OF_LEVELS = {"verdict", "errors", "levels"}

@@ -36,10 +36,10 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from loadgen.analysis.slo import Slo
+from loadgen.analysis.slo import ATTAINMENT, Slo
 from loadgen.analysis.stats import CONFIDENCE
 from loadgen.comparison.blocks import FAMILIES, THROUGHPUT, Drawn, Round, draw, enough_blocks
-from loadgen.comparison.capacity import ATTAINMENT, Capacities, capacities
+from loadgen.comparison.capacity import Capacities, capacities
 from loadgen.comparison.gate import Finding, Order, gate, level_name, match_levels, order_of
 from loadgen.comparison.sides import Side, SideLevel
 from loadgen.errors import UsageError

@@ -16,7 +16,7 @@ from typing import Any
 from loadgen.analysis.criteria import Criterion, Word, word_of
 from loadgen.analysis.figures import LevelSummary
 from loadgen.analysis.find import Find
-from loadgen.analysis.slo import Slo, SloFigures, parse_slos
+from loadgen.analysis.slo import ATTAINMENT, Slo, SloFigures, parse_slos
 from loadgen.analysis.summary import Summary
 from loadgen.loads import Open, sort_key, without_round
 from loadgen.records import Manifest
@@ -24,7 +24,6 @@ from loadgen.report.find import sentences
 from loadgen.report.terminal import fill, latency_ms, one_line
 from loadgen.units import format_count
 
-ATTAINMENT = 0.99  # of requests, where the sweep was not told another share; that of a capacity plan
 FLAT = 0.1  # output that rises by no more than this is called flat
 MARK = "SIMULATED: "
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from loadgen.analysis.outcome import LATENCIES
 from loadgen.analysis.plan import Ratio
-from loadgen.comparison.blocks import LATENCIES, THROUGHPUT
+from loadgen.comparison.blocks import THROUGHPUT
 from loadgen.comparison.capacity import Capacities, CapacityRow
 from loadgen.comparison.differences import Comparison, Effect, Ruling, overall_decision
 from loadgen.comparison.gate import Finding
@@ -13,7 +14,7 @@ from loadgen.report.plan import interval
 from loadgen.report.terminal import SIMULATED, WIDTH, fill
 from loadgen.units import format_count, format_ms
 
-NAMES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "E2E", THROUGHPUT: "tokens/s"}
+NAMES: dict[str, str] = {**LATENCIES, THROUGHPUT: "tokens/s"}
 HEAD = (
     f"{'latencies in ms':<16}{'A':>8}{'B':>9}{'B - A':>9}{'B/A':>8}  {'95 % interval':<15}  B is",
     "-" * 80,

@@ -20,13 +20,14 @@ import msgspec
 
 from loadgen import __version__, loads
 from loadgen.analysis.figures import LevelSummary
-from loadgen.analysis.slo import Slo, parse_slos
+from loadgen.analysis.metrics import SHORT, shown_in
+from loadgen.analysis.slo import ATTAINMENT, Slo, parse_slos
 from loadgen.comparison.differences import Comparison
 from loadgen.loads import Open
 from loadgen.records import EngineEntry, Manifest
 from loadgen.report import csv
 from loadgen.report import find as finding
-from loadgen.report.answer import ATTAINMENT, answer
+from loadgen.report.answer import answer
 from loadgen.report.compare import WEIGHTS, capacity_notes, capacity_table, capacity_title, grouped, verdict_words
 from loadgen.report.entry import Entry
 from loadgen.report.kernels import heading as kernel_heading
@@ -34,6 +35,7 @@ from loadgen.report.page_data import RunPage, encode
 from loadgen.report.terminal import (
     SIMULATED,
     are_mixed,
+    cells,
     latency_ms,
     rounds_table,
     withheld,
@@ -258,23 +260,13 @@ def _results(page: RunPage, index: int, named: bool) -> str:
 
 def _table(levels: list[LevelSummary], run: int) -> str:
     """The levels as rows; the script makes their first cells choose a level."""
-    heads = [
-        "Completed", "Failed", "TTFT p50, ms", "TTFT p90, ms", "TTFT p99, ms", "TPOT p50, ms",
-        "TPOT p99, ms", "ITL p99, ms", "E2E p50, ms", "Output tokens/s", "Requests/s",
-    ]  # fmt: skip
+    heads = ["Completed", "Failed", *_metric_heads()]
     rows = []
     for index, level in enumerate(levels):
-        cells = [
+        figures = [
             format_count(level.requests.completed),
             format_count(level.requests.failed),
-            *[latency_ms(level, "ttft_s", q) for q in ("p50", "p90", "p99")],
-            *[latency_ms(level, "tpot_s", q) for q in ("p50", "p99")],
-            latency_ms(level, "itl_s", "p99"),
-            latency_ms(level, "e2e_s", "p50"),
-            *[
-                "n/a" if v is None else format_count(v)
-                for v in (level.output_throughput_tps, level.request_throughput_rps)
-            ],
+            *cells(level, "page"),
         ]
         valid = level.verdict.status == "VALID"
         rows.append(
@@ -282,7 +274,7 @@ def _table(levels: list[LevelSummary], run: int) -> str:
             + ("" if valid else f' class="bad" title="{escape(_reasons(level))}"')
             + f'><th scope="row"><button type="button" class="pick">{escape(_load_cell(level, levels))}</button></th>'
             + f'<td class="word{" good" if valid else ""}">{escape(level.verdict.status)}</td>'
-            + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+            + "".join(f"<td>{escape(cell)}</td>" for cell in figures)
             + "</tr>"
         )
     return (
@@ -296,22 +288,29 @@ def _table(levels: list[LevelSummary], run: int) -> str:
     )
 
 
+def _metric_heads() -> list[str]:
+    return [
+        metric.short[:1].upper() + metric.short[1:] if statistic == "value" else f"{metric.short} {statistic}, ms"
+        for metric, statistic in shown_in("page")
+    ]
+
+
 # What the engine and the GPUs say of a level: a heading, and how to get it.
 _ENGINE_COLUMNS: list[tuple[str, Callable[[dict[str, Any]], str | None]]] = [
-    ("Running, mean", lambda s: _number(s.get("requests_running"), "mean", "{:.1f}")),
-    ("Waiting, mean", lambda s: _number(s.get("requests_waiting"), "mean", "{:.1f}")),
-    ("KV cache, most", lambda s: _number(s.get("kv_cache_usage"), "max", "{:.1%}")),
-    ("Prefix-cache hits", lambda s: _number(s, "prefix_cache_hit_rate", "{:.1%}")),
-    ("Preemptions", lambda s: f"{s['preemptions']:,}" if s.get("preemptions") else None),
-    ("TTFT in the engine, ms", lambda s: _ms(s, "ttft_s")),
-    ("Queue, ms", lambda s: _ms(s, "queue_s")),
-    ("Prefill, ms", lambda s: _ms(s, "prefill_s")),
-    ("Decode, ms", lambda s: _ms(s, "decode_s")),
+    (SHORT["server.requests_running.mean"], lambda s: _number(s.get("requests_running"), "mean", "{:.1f}")),
+    (SHORT["server.requests_waiting.mean"], lambda s: _number(s.get("requests_waiting"), "mean", "{:.1f}")),
+    (SHORT["server.kv_cache_usage.max"], lambda s: _number(s.get("kv_cache_usage"), "max", "{:.1%}")),
+    (SHORT["server.prefix_cache_hit_rate"], lambda s: _number(s, "prefix_cache_hit_rate", "{:.1%}")),
+    (SHORT["server.preemptions"], lambda s: f"{s['preemptions']:,}" if s.get("preemptions") else None),
+    (SHORT["server.ttft_s"], lambda s: _ms(s, "ttft_s")),
+    (SHORT["server.queue_s"], lambda s: _ms(s, "queue_s")),
+    (SHORT["server.prefill_s"], lambda s: _ms(s, "prefill_s")),
+    (SHORT["server.decode_s"], lambda s: _ms(s, "decode_s")),
     ("Iteration, ms", lambda s: _ms(s, "iteration_s")),
     ("Power, W", lambda s: _number(s.get("power_w"), "mean", "{:,.0f}")),
     ("SM clock, MHz", lambda s: _number(s.get("sm_clock_mhz"), "mean", "{:,.0f}")),
     ("Throttled", lambda s: ", ".join(f"{why} {part:.0%}" for why, part in s.get("throttle", {}).items()) or None),
-    ("Energy, J/token", lambda s: _number(s, "energy_per_output_token_j", "{:.3g}")),
+    (SHORT["gpu.energy_per_output_token_j"], lambda s: _number(s, "energy_per_output_token_j", "{:.3g}")),
 ]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from loadgen.analysis.figures import LevelSummary
+from loadgen.analysis.metrics import SHORT, shown_in
 from loadgen.analysis.slo import SloFigures
 from loadgen.analysis.stats import QUANTILES, quantile_floor
 from loadgen.analysis.summary import Summary
@@ -24,7 +25,7 @@ from loadgen.report.terminal import (
     SIMULATED,
     WITHHELD,
     are_mixed,
-    latency_ms,
+    cells,
     one_line,
     slo_words,
     withheld,
@@ -79,12 +80,9 @@ def _table(levels: Sequence[LevelSummary]) -> str:
     mixed = are_mixed(list(levels))
     with_slo = any(isinstance(level.slo, SloFigures) for level in levels)
     load = "load" if mixed else "requests/s due" if isinstance(levels[0].load, Open) else "in flight"
-    heads = [
-        load, "verdict", "TTFT p50, ms", "p99",
-        "TPOT p50, ms", "p99", "output tokens/s", "requests/s", *(["goodput/s", "attainment"] * with_slo),
-    ]  # fmt: skip
+    heads = [load, "verdict", *_heads(), *([SHORT["slo.goodput_rps"], SHORT["slo.attainment"]] * with_slo)]
     rows = [
-        [_load(level, mixed), level.verdict.status, *_figures(level), *(_slo(level) if with_slo else [])]
+        [_load(level, mixed), level.verdict.status, *cells(level, "markdown"), *(_slo(level) if with_slo else [])]
         for level in levels
     ]
     return _lines(heads, rows, words=(1,))
@@ -94,12 +92,14 @@ def _load(level: LevelSummary, mixed: bool) -> str:
     return escaped(level.load.text if mixed else level.load.short)
 
 
-def _figures(level: LevelSummary) -> list[str]:
-    return [
-        *[latency_ms(level, field, q) for field in ("ttft_s", "tpot_s") for q in ("p50", "p99")],
-        _count(level.output_throughput_tps),
-        _count(level.request_throughput_rps),
-    ]
+def _heads() -> list[str]:
+    """``TTFT p50, ms``, then ``p99`` for the next column of the same latency."""
+    heads, before = [], None
+    for metric, statistic in shown_in("markdown"):
+        name = metric.short if statistic == "value" else f"{metric.short} {statistic}, ms"
+        heads.append(statistic if metric is before else name)
+        before = metric
+    return heads
 
 
 def _count(value: float | None) -> str:
@@ -186,8 +186,8 @@ def _side_by_side(entries: Sequence[Entry]) -> str:
         for entry in entries:
             own = [level for level in entry.summary.levels if _load(level, mixed) == load]
             name = code(entry.name) + (" (SIMULATED)" if entry.summary.simulated else "")
-            rows += [[load, name, level.verdict.status, *_figures(level)] for level in own]
+            rows += [[load, name, level.verdict.status, *cells(level, "markdown")] for level in own]
             if not own:
                 rows.append([load, name, "not measured", *["n/a"] * 6])
-    heads = ["load", "run", "verdict", "TTFT p50, ms", "p99", "TPOT p50, ms", "p99", "output tokens/s", "requests/s"]
+    heads = ["load", "run", "verdict", *_heads()]
     return _lines(heads, rows, words=(1, 2)) if rows else ""

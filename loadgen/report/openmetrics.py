@@ -7,15 +7,16 @@ stamp, which a textfile collector refuses. A figure that is unknown or withheld 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import get_args
 
-from prometheus_client.core import Metric
+from prometheus_client.core import Metric as MetricFamily
 from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.registry import CollectorRegistry
 
 from loadgen.analysis.figures import LevelSummary, Status
+from loadgen.analysis.metrics import METRICS, Metric, interval_of, value_at
 from loadgen.analysis.slo import SloFigures
 from loadgen.analysis.stats import QUANTILES, Distribution
 from loadgen.loads import kind_of
@@ -23,27 +24,16 @@ from loadgen.report.entry import Entry
 from loadgen.report.terminal import withheld
 
 Labels = dict[str, str]
-
-LATENCIES = {
-    "ttft": "Time to first token; in an open loop from when the request was due.",
-    "tpot": "Time per output token after the first event.",
-    "itl": "Gap between two token events of a request.",
-    "e2e": "From send to last token; in an open loop from when the request was due.",
-}
-THROUGHPUTS = {
-    "request_throughput_rps": ("loadgen_requests_per_second", "Successful requests that ended, per second."),
-    "output_throughput_tps": ("loadgen_output_tokens_per_second", "Output tokens received per second."),
-    "total_throughput_tps": ("loadgen_tokens_per_second", "Input and output tokens per second."),
-}
+LABELLED = {"requests", "errors"}  # one family each, with a label for the outcome or the kind
 
 
 class _Families:
     """Metric families in the order in which they are first used; a value of None is left out."""
 
     def __init__(self) -> None:
-        self._by_name: dict[str, Metric] = {}
+        self._by_name: dict[str, MetricFamily] = {}
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> Iterator[MetricFamily]:
         """What a registry of prometheus_client asks of a collector."""
         yield from self._by_name.values()
 
@@ -66,8 +56,8 @@ class _Families:
         family.add_sample(f"{name}_count", labels, float(found.count))
         family.add_sample(f"{name}_sum", labels, found.mean * found.count)
 
-    def _family(self, name: str, text: str, kind: str) -> Metric:
-        return self._by_name.setdefault(name, Metric(name, text, kind))
+    def _family(self, name: str, text: str, kind: str) -> MetricFamily:
+        return self._by_name.setdefault(name, MetricFamily(name, text, kind))
 
 
 def render(entries: Sequence[Entry]) -> str:
@@ -123,55 +113,29 @@ def _level(families: _Families, level: LevelSummary, labels: Labels) -> None:
     for status in get_args(Status):
         text = "1 where the verdict holds for the level; only figures of a VALID level can be relied on."
         families.gauge("loadgen_verdict", text, {**labels, "status": status}, float(status in held))
-    families.gauge("loadgen_measured_window_seconds", "Time that was measured.", labels, level.duration_s)
-    for outcome in ("completed", "failed", "cancelled"):
-        count = getattr(level.requests, outcome)
-        families.gauge("loadgen_requests", "Measured requests.", {**labels, "outcome": outcome}, count)
+    text = "Requests of the level; those of warm-up and drain are not measured."
+    for outcome in level.requests.__struct_fields__:
+        families.gauge("loadgen_requests", text, {**labels, "outcome": outcome}, getattr(level.requests, outcome))
+    text = "Measured requests that failed."
     for kind, count in level.errors.items():
-        families.gauge("loadgen_request_errors", "Measured requests that failed.", {**labels, "kind": kind}, count)
-    if not withheld(level):
-        _latencies(families, level, labels)
-    for field, (name, text) in THROUGHPUTS.items():
-        families.gauge(name, text, labels, getattr(level, field))
-        families.interval(name, text, labels, level.ci95.get(field))
-    client = level.client
-    text = "Requests in flight, time average."
-    families.gauge("loadgen_in_flight_requests", text, labels, client.in_flight)
-    text = "How late loadgen stamped a probe: its own error."
-    families.summary("loadgen_client_lateness_seconds", text, labels, client.lateness_s)
-    text = "CPU time of loadgen's busiest worker, of one core."
-    families.gauge("loadgen_client_utilization_ratio", text, labels, client.utilization)
-    _around(families, level, labels)
+        families.gauge("loadgen_request_errors", text, {**labels, "kind": kind}, count)
+    for metric in METRICS:
+        if metric.key.partition(".")[0] not in LABELLED and not (metric.withheld and withheld(level)):
+            _metric(families, metric, level, labels)
 
 
-def _latencies(families: _Families, level: LevelSummary, labels: Labels) -> None:
-    for name, text in LATENCIES.items():
-        found: Distribution = getattr(level, f"{name}_s")
-        families.summary(f"loadgen_{name}_seconds", text, labels, found)
-        for statistic, interval in found.ci95.items():
-            own = {**labels, "statistic": statistic}
-            families.interval(f"loadgen_{name}_seconds", text, own, interval)
-    slo = level.slo
-    if not isinstance(slo, SloFigures):
+def _metric(families: _Families, metric: Metric, level: LevelSummary, labels: Labels) -> None:
+    """A row of the table of metrics, with its intervals."""
+    name, text = metric.exported, metric.help or f"{metric.name[:1].upper()}{metric.name[1:]}."
+    value = value_at(level, metric.key)
+    if metric.key.startswith("slo."):
+        if not isinstance(level.slo, SloFigures):
+            return
+        labels = {**labels, "slo": ",".join(level.slo.slos)}
+    if isinstance(value, Distribution):
+        families.summary(name, text, labels, value)
+        for statistic, interval in value.ci95.items() if metric.intervals else ():
+            families.interval(name, text, {**labels, "statistic": statistic}, interval)
         return
-    own = {**labels, "slo": ",".join(slo.slos)}
-    text = "Share of the offered requests that met every objective."
-    families.gauge("loadgen_slo_attainment_ratio", text, own, slo.attainment)
-    families.interval("loadgen_slo_attainment_ratio", text, own, slo.attainment_ci95)
-    text = "Requests that met every objective, per second."
-    families.gauge("loadgen_goodput_requests_per_second", text, own, slo.goodput_rps)
-    families.interval("loadgen_goodput_requests_per_second", text, own, slo.goodput_ci95_rps)
-
-
-def _around(families: _Families, level: LevelSummary, labels: Labels) -> None:
-    """What the engine and the GPUs said."""
-    rows: Iterable[tuple[str, str, str, str]] = (
-        ("requests_running", "mean", "loadgen_server_running_requests", "Running in the engine, mean."),
-        ("requests_waiting", "mean", "loadgen_server_waiting_requests", "Waiting in the engine, mean."),
-        ("kv_cache_usage", "max", "loadgen_server_kv_cache_usage_ratio", "The KV cache at its fullest."),
-    )
-    for field, statistic, name, text in rows:
-        families.gauge(name, text, labels, getattr(getattr(level.server, field, None), statistic, None))
-    energy = None if level.gpu is None else level.gpu.energy_per_output_token_j
-    text = "Energy of all the engine's GPUs for an output token."
-    families.gauge("loadgen_energy_per_output_token_joules", text, labels, energy)
+    families.gauge(name, text, labels, value)
+    families.interval(name, text, labels, interval_of(level, metric))

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from loadgen.analysis.figures import Window
+from loadgen.analysis.metrics import METRICS
 from loadgen.analysis.outcome import outcome
 from loadgen.analysis.summary import Summary
 from loadgen.gpus import GpuSample
@@ -228,7 +229,8 @@ def encode(pages: Sequence[RunPage], extra: dict[str, Any]) -> str:
         offset += len(raw)
         return place
 
-    content = {**extra, "runs": [_run(page, keep) for page in pages]}
+    labels = [{"key": metric.key, "short": metric.short, "chart": metric.chart} for metric in METRICS if metric.short]
+    content = {**extra, "metrics": labels, "runs": [_run(page, keep) for page in pages]}
     text = msgspec.json.encode(content)
     blob = struct.pack("<I", len(text)) + text + b"".join(columns)
     return base64.b64encode(zlib.compress(blob, 6)).decode()

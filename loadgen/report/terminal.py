@@ -8,7 +8,9 @@ import msgspec
 
 from loadgen.analysis.figures import LevelSummary, OpenLoopFigures, Precision, ServerFigures
 from loadgen.analysis.find import Find
+from loadgen.analysis.metrics import SHORT, Metric, shown_in, value_at
 from loadgen.analysis.precision import in_words as reached_in_words
+from loadgen.analysis.rounds import METRICS as ROUNDED
 from loadgen.analysis.rounds import Spread
 from loadgen.analysis.server_metrics import RECONCILED
 from loadgen.analysis.slo import SloFigures
@@ -24,7 +26,10 @@ SIMULATED = "SIMULATED: these figures come from the embedded engine's model, not
 WIDTH = 80
 
 
+SIDE_BY_SIDE = [column for column in shown_in("markdown") if column[0].key != "request_throughput_rps"]
 WITHHELD = "-"
+# Heads and width of the columns that are one number.
+VALUE_HEADS = {"output_throughput_tps": ("output", "tokens/s", 11), "request_throughput_rps": ("requests", "/s", 9)}
 ROUNDS = "2/8: the second round at 8 in flight"
 
 
@@ -60,6 +65,19 @@ def latency_ms(level: LevelSummary, field: str, name: str) -> str:
         return WITHHELD
     distribution: Distribution = getattr(level, field)
     return format_ms(getattr(distribution, name), distribution.half_width(name))
+
+
+def cell(level: LevelSummary, metric: Metric, statistic: str) -> str:
+    """One cell of a table for people: a latency in ms, anything else as a number."""
+    if statistic != "value":
+        return latency_ms(level, metric.key, statistic)
+    value = value_at(level, metric.key)
+    return "n/a" if value is None else format_count(value)
+
+
+def cells(level: LevelSummary, table: str) -> list[str]:
+    """The figures of a level in the table of a format (:func:`loadgen.analysis.metrics.shown_in`)."""
+    return [cell(level, metric, statistic) for metric, statistic in shown_in(table)]
 
 
 def render(manifest: Manifest, summary: Summary) -> str:
@@ -117,24 +135,33 @@ def load_column(levels: list[LevelSummary]) -> tuple[str, str]:
 def _table(levels: list[LevelSummary]) -> str:
     upper, lower = load_column(levels)
     mixed = are_mixed(levels)
+    columns = _columns(list(shown_in("terminal")))
     head = (
-        f"{upper:>6}    requests                TTFT, ms        TPOT, ms     output requests",
-        f"{lower:>6}    ok  fail     p50     p90     p99     p50     p99   tokens/s       /s",
+        f"{upper:>6}    requests" + "".join(f"{above:>{wide}}" for above, _, wide in columns),
+        f"{lower:>6}    ok  fail" + "".join(f"{below:>{wide}}" for _, below, wide in columns),
         "-" * 78,
     )
     rows = []
     for level in levels:
-        ttft = [latency_ms(level, "ttft_s", q) for q in ("p50", "p90", "p99")]
-        tpot = [latency_ms(level, "tpot_s", q) for q in ("p50", "p99")]
-        tokens, requests = level.output_throughput_tps, level.request_throughput_rps
+        found = zip(cells(level, "terminal"), columns, strict=True)
         rows.append(
             f"{_name(level, mixed):>6} {level.requests.completed:>5} {level.requests.failed:>5}"
-            + "".join(f"{cell:>8}" for cell in ttft + tpot)
-            + f"{'n/a' if tokens is None else format_count(tokens):>11}"
-            f"{'n/a' if requests is None else format_count(requests):>9}"
+            + "".join(f"{text:>{wide}}" for text, (_, _, wide) in found)
             + ("" if level.verdict.status == "VALID" else " !")
         )
     return "\n".join([*head, *(row.rstrip() for row in rows)])
+
+
+def _columns(shown: list[tuple[Metric, str]]) -> list[tuple[str, str, int]]:
+    """Upper head, lower head and width of each column; the upper head of a latency stands over its last column."""
+    columns = []
+    for (metric, statistic), following in zip(shown, [*shown[1:], None], strict=True):
+        if statistic == "value":
+            columns.append(VALUE_HEADS[metric.key])
+        else:
+            last = following is None or following[0] is not metric
+            columns.append((f"{metric.short}, ms" if last else "", statistic, 8))
+    return columns
 
 
 def _name(level: LevelSummary, mixed: bool) -> str:
@@ -145,11 +172,7 @@ def _name(level: LevelSummary, mixed: bool) -> str:
 
 
 ROUND_ROWS = {
-    "ttft_mean_s": "TTFT mean, ms",
-    "ttft_p50_s": "TTFT p50, ms",
-    "ttft_p99_s": "TTFT p99, ms",
-    "tpot_mean_s": "TPOT mean, ms",
-    "output_throughput_tps": "output tokens/s",
+    name: f"{SHORT[key]} {statistic}, ms" if statistic else SHORT[key] for name, (key, statistic) in ROUNDED.items()
 }
 
 
@@ -256,7 +279,7 @@ def _remarks(level: LevelSummary) -> list[str]:
         remarks.append(f"{tokens.unstreamed} replies were not streamed: they have no TTFT and no TPOT")
     if tokens.shared_read and tokens.shared_read > 0.05:
         remarks.append(f"{tokens.shared_read:.0%} of the token events shared a read with the one before")
-    if (level.steady.cut_transient or level.steady.cut_turnover) and level.steady.steady is not False:
+    if level.steady.cut_transient and level.steady.steady is not False:
         remarks.append(f"steady state: {level.steady.reason}")
     if isinstance(level.precision, Precision):
         remarks.append(precision_words(level.precision))
@@ -366,9 +389,10 @@ def side_by_side(runs: list[tuple[str, Summary]], together: bool) -> str:
     """
     upper, lower = load_column([level for _, summary in runs for level in summary.levels])
     wide = min(max(12, *(len(name) for name, _ in runs)), 26)
+    columns = _columns(SIDE_BY_SIDE)
     head = (
-        f"{upper:>6}  {'':<{wide}}{'TTFT, ms':>16}{'TPOT, ms':>16}     output",
-        f"{lower:>6}  {'run':<{wide}}{'p50':>8}{'p99':>8}{'p50':>8}{'p99':>8}   tokens/s",
+        f"{upper:>6}  {'':<{wide}}" + "".join(f"{above:>{width}}" for above, _, width in columns),
+        f"{lower:>6}  {'run':<{wide}}" + "".join(f"{below:>{width}}" for _, below, width in columns),
         "-" * 78,
     )
     rows = []
@@ -382,13 +406,12 @@ def side_by_side(runs: list[tuple[str, Summary]], together: bool) -> str:
                 rows.append(f"{load:>6}  {_cell(name, wide)}   not measured")
                 total = None
                 continue
-            cells = [latency_ms(level, field, q) for field in ("ttft_s", "tpot_s") for q in ("p50", "p99")]
+            found = [cell(level, metric, statistic) for metric, statistic in SIDE_BY_SIDE]
             tokens = level.output_throughput_tps
             total = None if total is None or tokens is None else total + tokens
             rows.append(
                 f"{load:>6}  {_cell(name, wide)}"
-                + "".join(f"{cell:>8}" for cell in cells)
-                + f"{'n/a' if tokens is None else format_count(tokens):>11}"
+                + "".join(f"{text:>{width}}" for text, (_, _, width) in zip(found, columns, strict=True))
                 + ("" if level.verdict.status == "VALID" else " !")
             )
         if together:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import signal, stats
 
 from loadgen.analysis.intervals import RATE_BINS
-from loadgen.analysis.steady import SteadyWindow, mann_kendall, mser5, steady_window, turned_over_ns
+from loadgen.analysis.steady import MSER_BATCH, SteadyWindow, _mser_errors, mann_kendall, steady_window
 
 MS = 1_000_000
 Series = NDArray[np.float64]
@@ -30,41 +30,18 @@ def window_of(slots: int | None = None, amounts: Series | None = None, **values:
     return steady_window(np.arange(n) * MS, values, start_ns=0, end_ns=n * MS, slots=slots, amounts=amounts)
 
 
-# --- slots turned over
-
-
-@pytest.mark.parametrize(
-    ("requests", "slots", "turned"),
-    [
-        ([(0, 10), (10, 20)], 1, 10),
-        ([(0, 10), (0, 30), (10, 20), (20, 40), (30, 50)], 2, 30),
-        # The first slot turns over twice before the second one starts.
-        ([(0, 5), (5, 10), (7, 30), (10, 40)], 2, 30),
-        # A third slot that was never used: two were in flight at most.
-        ([(0, 10), (0, 30), (10, 20), (20, 40)], 3, None),
-        ([], 1, None),
-    ],
-)
-def test_every_slot_has_turned_over(requests: list[tuple[int, int]], slots: int, turned: int | None) -> None:
-    sent, ended = np.array(requests, dtype=np.int64).reshape(-1, 2).T
-    assert turned_over_ns(sent, ended, slots) == turned
-    assert turned_over_ns(sent[::-1], ended[::-1], slots) == turned
-
-
-def test_what_was_issued_before_is_cut() -> None:
-    values = np.ones(100)
-    found = steady_window(
-        np.arange(100) * MS, {"ttft_s": values}, start_ns=0, end_ns=100 * MS, turned_ns=19 * MS + 1, slots=2
-    )
-    assert (found.cut_turnover, found.requests, found.start_ns) == (20, 80, 19 * MS + 1)
-
-
 def test_requests_outside_the_window_are_not_its() -> None:
     found = steady_window(np.arange(100) * MS, {"ttft_s": np.ones(100)}, start_ns=10 * MS, end_ns=89 * MS)
-    assert (found.requests, found.cut_turnover, found.start_ns, found.end_ns) == (80, 0, 10 * MS, 89 * MS)
+    assert (found.requests, found.start_ns, found.end_ns) == (80, 10 * MS, 89 * MS)
 
 
 # --- MSER-5
+
+
+def mser5(values: Series, slots: int | None = None) -> int:
+    """How many values MSER-5 alone would cut."""
+    errors = _mser_errors(values, slots)
+    return int(errors.argmin()) * MSER_BATCH if len(errors) else 0
 
 
 def test_mser_cuts_a_step_where_it_ends() -> None:

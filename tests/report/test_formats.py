@@ -19,7 +19,7 @@ from made_reports import GOLDEN, level, manifest, summary
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as plain_families
 
-from loadgen.analysis.figures import Verdict
+from loadgen.analysis.figures import GpuDevice, GpuFigures, Verdict
 from loadgen.analysis.slo import PercentileFigures, SloFigures
 from loadgen.analysis.summary import Summary
 from loadgen.records import FileDataset
@@ -148,6 +148,15 @@ def test_figures_are_those_of_the_summary_in_full() -> None:
     assert rows[1]["slo_attainment"] == rows[1]["rate_rps"] == rows[1]["gpu_energy_j"] == ""
 
 
+def test_the_energy_of_all_cards_is_a_column() -> None:
+    cards = [
+        GpuDevice(uuid=uuid, samples=9, throttle={}, energy_j=joules) for uuid, joules in (("a", 70.0), ("b", 60.0))
+    ]
+    one = msgspec.structs.replace(FEW.levels[0], gpu=GpuFigures(devices=cards, energy_per_output_token_j=0.3))
+    (row,) = parsed(csv.render([entry(levels=[one])]))
+    assert (row["gpu_energy_j"], row["gpu_energy_per_output_token_j"]) == ("130.0", "0.3")
+
+
 def test_what_is_withheld_is_empty() -> None:
     row = parsed(csv.render([with_slo()]))[3]
     assert row["verdict"] == "CLIENT_BOUND"
@@ -223,7 +232,8 @@ def test_the_verdicts_that_hold_are_1() -> None:
 def test_what_is_unknown_or_withheld_has_no_sample() -> None:
     found = samples(openmetrics.render([with_slo()]))
     spoilt = {name for name, of in found.items() if any(s.labels.get("load") == "128" for s in of)}
-    assert not [name for name in spoilt if re.match(r"loadgen_(ttft|tpot|itl|e2e|slo|goodput)", name)]
+    latencies = re.compile(r"loadgen_(ttft|tpot|itl|e2e|stalls|slo_attainment|slo_good|goodput)")
+    assert not [name for name in spoilt if latencies.match(name)]
     assert "loadgen_output_tokens_per_second" in spoilt
     assert not [s for s in found["loadgen_ttft_seconds"] if s.labels["load"] == "1"], "10 requests have no median"
     assert "loadgen_energy_per_output_token_joules" not in found

@@ -17,7 +17,10 @@ const sortedOf = (level, name) => {
 /** Percentile curves, a line for each level; the axis stretches the tail: each nine is as long as the one before. */
 export function distributionCharts(parent, data) {
   const simulated = data.runs.some((run) => run.simulated);
-  for (const [name, title] of [["ttft_us", "TTFT"], ["tpot_us", "TPOT"], ["e2e_us", "E2E"], ["gap_us", "Longest gap of a request"]]) {
+  const short = Object.fromEntries(data.metrics.map((one) => [one.key, one.short]));
+  for (const [name, title] of [
+    ...["ttft", "tpot", "e2e"].map((latency) => [`${latency}_us`, short[`${latency}_s`]]), ["gap_us", "Longest gap of a request"],
+  ]) {
     const lines = data.runs.flatMap((run) =>
       run.levels.map((level) => ({ level, label: run.letter ? `${run.letter} ${level.name}` : level.words, values: sortedOf(level, name) })),
     ).filter((line) => line.values.length);

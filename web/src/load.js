@@ -11,7 +11,7 @@ export function loadCharts(parent, data, onLevel) {
   const axis = axisOf(data);
   const simulated = data.runs.some((run) => run.simulated);
   const click = (event) => event.data?.level && onLevel(event.data.level());
-  for (const [metric, title] of [["ttft_s", "TTFT"], ["tpot_s", "TPOT"], ["itl_s", "ITL, between tokens"], ["e2e_s", "E2E"]]) {
+  for (const { key: metric, chart: title } of data.metrics.filter((one) => one.chart)) {
     const lines = data.runs.flatMap((run, r) =>
       (data.runs.length > 1 ? ["p50", "p99"] : QUANTILES).map((quantile) => ({
         name: `${run.letter} ${quantile}`.trim(),
