@@ -24,13 +24,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from validation_plan import INPUT, OUTPUT, WARMUP_S, record, serve, truth_rps
 
 from loadgen.analysis.figures import LevelSummary
-from loadgen.analysis.find import Ask, Find, Over, Probe, follow, found_by, probe_of
+from loadgen.analysis.find import Find, follow, found_by
 from loadgen.analysis.measure import gather_steady, summarize
+from loadgen.analysis.probes import Ask, Probe, probe_of
 from loadgen.analysis.slo import ATTAINMENT, parse_slos
 from loadgen.client.pacing import Arrivals, schedule
 from loadgen.engines.sim_model import GPUS, MODELS, BatchModel, Sequence
 from loadgen.loads import Closed, Open
 from loadgen.records import Goal, LevelMark, RequestRecord
+from loadgen.records.manifest import Over
 
 TRUTH_WINDOW_S = 180.0
 DURATION_S = 20.0

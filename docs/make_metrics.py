@@ -42,8 +42,8 @@ def text() -> str:
         "## Success and failure",
         "",
         "A request has succeeded when the status is 200, a finish_reason came, no event held an `error`, and "
-        f"`[DONE]` was seen. Any other is a failure of one of these kinds: {kinds}. Failures are kept and counted; none "
-        "enters a latency.",
+        f"`[DONE]` was seen. Any other is a failure of one of these kinds: {kinds}. Failures are kept and counted; "
+        "none enters a latency.",
         "",
         "## Quantiles",
         "",

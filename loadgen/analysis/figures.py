@@ -138,7 +138,7 @@ class Gauge(msgspec.Struct, kw_only=True):
     """A state of the engine over the samples of the window."""
 
     mean: float
-    max: float
+    max: int | float
 
 
 class ServerFigures(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -181,8 +181,8 @@ class GpuGauge(msgspec.Struct, kw_only=True):
     """A state of a GPU over the samples of the window."""
 
     mean: float
-    min: float
-    max: float
+    min: int | float
+    max: int | float
 
 
 class GpuDevice(msgspec.Struct, kw_only=True, omit_defaults=True):

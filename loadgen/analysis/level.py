@@ -79,11 +79,7 @@ def level_figures(
     outcomes = sorted(gathered.outcomes, key=lambda one: (one.issued_ns, one.seq))
     slots = load.slots
     window_s = (gathered.end_ns - gathered.start_ns) / NS_PER_S
-    gaps = np.concatenate(gathered.gaps) if gathered.gaps else np.empty(0)
-    gap_tokens = np.concatenate(gathered.gap_tokens) if gathered.gap_tokens else np.empty(0)
-    itl = itl_per_token = describe(gaps, independent=False)
-    if (gap_tokens > 1).any():
-        itl_per_token = describe(gaps / np.maximum(gap_tokens, 1), independent=False)
+    itl, itl_per_token = _inter_token(gathered)
 
     def rate(count: float) -> float | None:
         return count / window_s if window_s > 0 and gathered.completed else None
@@ -123,10 +119,7 @@ def level_figures(
         ),
         totals=gathered.totals,
         errors=dict(gathered.errors),
-        error_examples=[
-            ErrorExample(kind=kind, status=status, message=message, count=count)
-            for (kind, status, message), count in gathered.examples.most_common(5)
-        ],
+        error_examples=_examples(gathered),
         client=_client_figures(gathered, samples, window_s),
         window=Window(start_ns=gathered.start_ns, end_ns=gathered.end_ns),
         steady=steady or steady_of(load, gathered),
@@ -140,6 +133,18 @@ def level_figures(
         open_loop=_open_figures(gathered, window_s) if isinstance(load, Open) else msgspec.UNSET,
         interrupted=interrupted,
     )
+
+
+def _inter_token(gathered: LevelAccumulator) -> tuple[Distribution, Distribution]:
+    """ITL, and ITL per token."""
+    import numpy as np
+
+    gaps = np.concatenate(gathered.gaps) if gathered.gaps else np.empty(0)
+    tokens = np.concatenate(gathered.gap_tokens) if gathered.gap_tokens else np.empty(0)
+    itl = describe(gaps, independent=False)
+    if not (tokens > 1).any():
+        return itl, itl
+    return itl, describe(gaps / np.maximum(tokens, 1), independent=False)
 
 
 def latencies(outcomes: Sequence[Outcome], name: str) -> NDArray[np.float64]:
@@ -176,6 +181,14 @@ def _rate_intervals(gathered: LevelAccumulator, window_s: float) -> dict[str, tu
             if interval is not None:
                 found[name] = interval
     return found
+
+
+def _examples(gathered: LevelAccumulator) -> list[ErrorExample]:
+    """The most frequent failures."""
+    return [
+        ErrorExample(kind=kind, status=status, message=message, count=count)
+        for (kind, status, message), count in gathered.examples.most_common(5)
+    ]
 
 
 def _token_figures(gathered: LevelAccumulator) -> TokenFigures:

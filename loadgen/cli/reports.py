@@ -196,8 +196,8 @@ def compare(
     import msgspec
 
     from loadgen.analysis.slo import parse_slos
+    from loadgen.comparison.decisions import decide, fail_on, overall_decision
     from loadgen.comparison.differences import compare as compare_sides
-    from loadgen.comparison.differences import decide, fail_on, overall_decision
     from loadgen.comparison.imported import import_side, is_imported
     from loadgen.comparison.sides import read_side
     from loadgen.report import compare as report
@@ -263,7 +263,8 @@ def plan(
     """
     import msgspec
 
-    from loadgen.analysis.plan import add_bursts, plan_run
+    from loadgen.analysis.bursts import add_bursts
+    from loadgen.analysis.plan import plan_run
     from loadgen.analysis.slo import parse_slos
     from loadgen.report import plan as planning
     from loadgen.run_folders import run_folders

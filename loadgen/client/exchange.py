@@ -8,20 +8,29 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import msgspec
 
 from loadgen.client.sse import SseParser
 from loadgen.records import ErrorKind, RequestError, TokenSource
 
-if TYPE_CHECKING:
-    from loadgen.client.wire import Connection
-
 MAX_EVENT_BYTES = 16 * 2**20
 MAX_JSON_BYTES = 64 * 2**20
 KEPT_BODY_CHARS = 4096
 DONE = b"[DONE]"
+
+
+class Carrier(Protocol):
+    """What an exchange knows of the connection that carries it."""
+
+    exchange: Exchange | None
+
+    def abandon(self) -> None:
+        """Closes the connection: the reply is not to be read to its end."""
+
+    def cancel(self, kind: ErrorKind, message: str) -> None:
+        """Ends the exchange with an error."""
 
 
 class _Usage(msgspec.Struct, gc=False):
@@ -128,7 +137,7 @@ class Exchange:
         self.payload = payload
         self.on_end = on_end
         self.job = job
-        self.connection: Connection | None = None
+        self.connection: Carrier | None = None
         self.wait_ns = 0  # when the wait for a connection began
         self.connect_ns = 0
         self.sent_ns: int | None = None

@@ -24,9 +24,7 @@ import msgspec
 from loadgen.analysis.figures import Reached
 from loadgen.analysis.precision import Looks
 from loadgen.client.endpoint import Endpoint
-from loadgen.client.pacing import Arrivals
-from loadgen.client.wire import Timeouts
-from loadgen.client.worker import (
+from loadgen.client.messages import (
     Cancel,
     Command,
     DiskFailed,
@@ -45,7 +43,10 @@ from loadgen.client.worker import (
     Sample,
     Setup,
     TurnedOver,
+    decode_reply,
 )
+from loadgen.client.pacing import Arrivals
+from loadgen.client.wire import Timeouts
 from loadgen.clock import now_ns
 from loadgen.errors import LoadgenError
 from loadgen.loads import Closed, Load, Open
@@ -62,8 +63,6 @@ START_AHEAD_NS = 20_000_000
 
 # What has been reached, from the start of the window and now; the last argument is called all the time meanwhile.
 Look = Callable[[int, int, Callable[[], None]], Reached]
-
-_decode_reply = msgspec.json.Decoder(Reply).decode
 
 
 class LevelSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -196,7 +195,7 @@ class _WorkerProcess:
             return [], True
         lines = (self._buffer + data).split(b"\n")
         self._buffer = lines.pop()
-        return [_decode_reply(line) for line in lines], bool(data)
+        return [decode_reply(line) for line in lines], bool(data)
 
     def last_words(self) -> str:
         """Why it died, as far as it said."""

@@ -1,4 +1,4 @@
-"""The wire: one streaming OpenAI-compatible request -> one RequestRecord.
+"""The wire: sends one streaming OpenAI-compatible request, and settles one Exchange.
 
 The hot path. What makes its times true:
 

@@ -13,7 +13,9 @@ from typing import Literal
 
 import msgspec
 
-from loadgen.analysis.plan import SPEEDS, Interval, Ratio, bracket, points_of, ratio_of, scaled, slos_at_speed
+from loadgen.analysis.bursts import ratio_of
+from loadgen.analysis.capacity import Interval, Ratio, bracket, points_of
+from loadgen.analysis.plan import SPEEDS, scaled, slos_at_speed
 from loadgen.analysis.slo import ATTAINMENT, Slo, parse_slos
 from loadgen.comparison.gate import MAX_TOKEN_DIFFERENCE, Finding
 from loadgen.comparison.sides import Side

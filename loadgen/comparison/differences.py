@@ -30,19 +30,18 @@ requests, which the end of a level cut off, are left out.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from loadgen.analysis.slo import ATTAINMENT, Slo
 from loadgen.analysis.stats import CONFIDENCE
-from loadgen.comparison.blocks import FAMILIES, THROUGHPUT, Drawn, Round, draw, enough_blocks
+from loadgen.comparison.blocks import FAMILIES, THROUGHPUT, Round, draw
 from loadgen.comparison.capacity import Capacities, capacities
+from loadgen.comparison.effects import Effect, combine, effect_of, judge, student_t, totals_effect, welch
 from loadgen.comparison.gate import Finding, Order, gate, level_name, match_levels, order_of
 from loadgen.comparison.sides import Side, SideLevel
-from loadgen.errors import UsageError
 from loadgen.loads import Load
 
 if TYPE_CHECKING:
@@ -57,49 +56,7 @@ if TYPE_CHECKING:
 LAUNCH_SD = {"ttft_s": 0.10, "tpot_s": 0.015, "e2e_s": 0.02, THROUGHPUT: 0.015}
 
 RESAMPLES = 400
-POWER = 0.80
 SPEEDS = (10.0, 20.0, 30.0, 50.0, 75.0, 100.0, 150.0, 200.0, 300.0)
-
-Word = Literal["faster", "slower", "no detectable difference", "n/a"]
-Decision = Literal["fails", "passes", "undecided"]
-
-
-class Effect(msgspec.Struct, kw_only=True):
-    """One statistic of one metric, B against A.
-
-    Attributes:
-        a, b: means over the rounds; None for ``paired`` and over all levels, where they mean nothing.
-        ratio: B/A, the geometric mean over the rounds; ``ratio_ci95`` its 95 % interval.
-        difference: b - a in the metric's unit.
-        p: of no difference, after Holm over the levels.
-        word: B against A; of a throughput ``faster`` is more.
-        detectable: the least relative difference (0.03 is 3 %) that would be found with 80 % power.
-        why: what is missing where the word is ``n/a``.
-        log_ratio, standard_error, degrees: what the intervals are made from.
-    """
-
-    metric: str
-    statistic: str
-    a: float | None = None
-    b: float | None = None
-    ratio: float | None = None
-    ratio_ci95: tuple[float, float] | None = None
-    difference: float | None = None
-    difference_ci95: tuple[float, float] | None = None
-    p: float | None = None
-    word: Word = "n/a"
-    detectable: float | None = None
-    why: str | None = None
-    log_ratio: float | None = None
-    standard_error: float | None = None
-    degrees: float | None = None
-
-    def interval(self, confidence: float) -> tuple[float, float] | None:
-        """Of the ratio, with that confidence."""
-        if self.log_ratio is None or self.standard_error is None or self.degrees is None:
-            return None
-        half = min(_t(self.degrees, (1 + confidence) / 2) * self.standard_error, 300.0)  # e**300 is a number still
-        return math.exp(self.log_ratio - half), math.exp(self.log_ratio + half)
 
 
 class LevelComparison(msgspec.Struct, kw_only=True):
@@ -221,15 +178,15 @@ def compare(
                 requests_a=sum(one.sample.completed for one, _ in group),
                 requests_b=sum(other.sample.completed for _, other in group),
                 pairs=sum(row.pairs for row in rows),
-                effects=[_totals(family, group, rows) or _effect(family, [rows], sd) for family in FAMILIES],
+                effects=[totals_effect(family, group, rows) or effect_of(family, [rows], sd) for family in FAMILIES],
             )
         )
     for position in range(len(FAMILIES)):
-        _judge([level.effects[position] for level in result.levels])
+        judge([level.effects[position] for level in result.levels])
     if len(drawn) > 1:
-        result.overall = [_effect(family, drawn, sd) for family in FAMILIES]
+        result.overall = [effect_of(family, drawn, sd) for family in FAMILIES]
         for effect in result.overall:
-            _judge([effect])
+            judge([effect])
     result.speeds = [found for speed in speeds if (found := _at_speed(speed, drawn, sd)) is not None]
     return result
 
@@ -246,164 +203,6 @@ def _by_load(matched: list[tuple[SideLevel, SideLevel]]) -> list[list[tuple[Side
 
 
 # --- over rounds and levels
-
-
-class Estimate(msgspec.Struct, kw_only=True):
-    """A mean over rounds, its standard error and its degrees of freedom."""
-
-    value: float
-    error: float
-    degrees: float
-
-
-def _combine(values: Array, within: Array, degrees: Array, launch_variance: float) -> Estimate:
-    """Rounds put together.
-
-    Args:
-        values: one a round.
-        within: their variances by blocks.
-        degrees: of those.
-        launch_variance: what is added for launches that the rounds do not vary.
-    """
-    import numpy as np
-
-    rounds = len(values)
-    if rounds == 1:
-        variance, freedom = float(within[0]), float(degrees[0])
-    else:
-        variance = max(float(np.var(values, ddof=1)), float(within.mean())) / rounds
-        freedom = rounds - 1.0
-    total = variance + launch_variance
-    if variance > 0:
-        freedom *= (total / variance) ** 2  # Satterthwaite 1946; what is added counts as known
-    return Estimate(value=float(values.mean()), error=math.sqrt(total), degrees=min(freedom, 1e6))
-
-
-def _effect(family: tuple[str, str], levels: list[list[Round]], launch_sd: Mapping[str, float]) -> Effect:
-    """One family over the rounds of one level, or of several: their geometric mean, round by round."""
-    import numpy as np
-
-    metric, statistic = family
-    effect = Effect(metric=metric, statistic=statistic)
-    rounds = min(len(rows) for rows in levels)
-    sd = launch_sd.get(metric, 0.0)
-    logs, within, degrees = [], [], []
-    for number in range(rounds):
-        parts: list[tuple[float, float, float]] = []  # signed value, variance, degrees
-        for rows in levels:
-            row = rows[number]
-            sides = (
-                [(row.paired[metric], 1.0)] if statistic == "paired" else [(row.b[family], 1.0), (row.a[family], -1.0)]
-            )
-            for drawn, sign in sides:
-                if rounds == 1 and not isinstance(drawn, str):
-                    drawn = enough_blocks(statistic, drawn)
-                if isinstance(drawn, str):
-                    effect.why = drawn
-                    return effect
-                parts.append((sign * drawn.value, drawn.variance, drawn.degrees))
-        scale = len(levels)
-        variances = np.array([part[1] for part in parts]) / scale**2
-        logs.append(sum(part[0] for part in parts) / scale)
-        within.append(float(variances.sum()))
-        degrees.append(_welch(variances, np.array([part[2] for part in parts])))
-    estimate = _combine(np.array(logs), np.array(within), np.array(degrees), 2 * sd**2)
-    effect.log_ratio, effect.standard_error, effect.degrees = estimate.value, estimate.error, estimate.degrees
-    effect.ratio = math.exp(estimate.value)
-    effect.ratio_ci95 = effect.interval(CONFIDENCE)
-    if statistic != "paired" and len(levels) == 1:
-        _add_difference(effect, family, levels[0], sd)
-    return effect
-
-
-NO_DETAIL = "the file has no requests; save it with --save-detailed"
-
-
-def _totals(family: tuple[str, str], group: list[tuple[SideLevel, SideLevel]], rows: list[Round]) -> Effect | None:
-    """Where a side has no requests, only figures: values and their ratio, without an interval; else None."""
-    if all(level.figures is None for pair in group for level in pair):
-        return None
-    effect = Effect(metric=family[0], statistic=family[1], why=NO_DETAIL)
-    means: list[float | None] = []
-    for side in (0, 1):
-        values = [_figure(pair[side], (row.a, row.b)[side], family) for pair, row in zip(group, rows, strict=True)]
-        known = [value for value in values if value is not None]
-        means.append(sum(known) / len(known) if len(known) == len(values) else None)
-    effect.a, effect.b = means
-    if effect.a and effect.b:
-        effect.ratio, effect.difference = effect.b / effect.a, effect.b - effect.a
-    return effect
-
-
-def _figure(level: SideLevel, drawn: dict[tuple[str, str], Drawn | str], family: tuple[str, str]) -> float | None:
-    """One statistic of a level: from its figures where these are all that there is, else from its requests."""
-    if level.figures is not None:
-        return level.figures.get(family)
-    found = drawn.get(family)
-    return math.exp(found.value) if isinstance(found, Drawn) else None
-
-
-def _welch(variances: Array, degrees: Array) -> float:
-    """Degrees of freedom of a sum of variances (Welch 1947; Satterthwaite 1946)."""
-    below = float((variances**2 / degrees).sum())
-    return float(variances.sum()) ** 2 / below if below > 0 else float(degrees.sum())
-
-
-def _add_difference(effect: Effect, family: tuple[str, str], rows: list[Round], sd: float) -> None:
-    """b - a in the metric's unit: the same on the values themselves, their spread by the delta method."""
-    import numpy as np
-
-    ours = [drawn for row in rows if isinstance(drawn := row.a[family], Drawn)]
-    theirs = [drawn for row in rows if isinstance(drawn := row.b[family], Drawn)]
-    a, b = (np.array([math.exp(drawn.value) for drawn in side]) for side in (ours, theirs))
-    spread = [np.array([drawn.variance for drawn in side]) * values**2 for side, values in ((ours, a), (theirs, b))]
-    degrees = np.array(
-        [
-            _welch(np.array([spread[0][i], spread[1][i]]), np.array([ours[i].degrees, theirs[i].degrees]))
-            for i in range(len(rows))
-        ]
-    )
-    launches = sd**2 * (float(a.mean()) ** 2 + float(b.mean()) ** 2)
-    found = _combine(b - a, spread[0] + spread[1], degrees, launches)
-    half = _t(found.degrees, (1 + CONFIDENCE) / 2) * found.error
-    effect.a, effect.b = float(a.mean()), float(b.mean())
-    effect.difference = effect.b - effect.a
-    effect.difference_ci95 = effect.difference - half, effect.difference + half
-
-
-def _t(degrees: float, p: float) -> float:
-    from scipy import special
-
-    return float(special.stdtrit(degrees, p))
-
-
-def _judge(family: list[Effect]) -> None:
-    """p-values after Holm 1979 over the levels of one family, the words, and what could have been seen."""
-    from scipy import special
-
-    known: list[tuple[float, Effect]] = []
-    for effect in family:
-        if effect.log_ratio is None or effect.standard_error is None or effect.degrees is None:
-            continue
-        if effect.standard_error > 0:
-            statistic = abs(effect.log_ratio) / effect.standard_error
-            p = 2 * float(special.stdtr(effect.degrees, -statistic))
-        else:
-            p = 1.0 if effect.log_ratio == 0 else 0.0
-        known.append((p, effect))
-    known.sort(key=lambda pair: pair[0])
-    alpha = 1 - CONFIDENCE
-    largest = 0.0
-    for rank, (p, effect) in enumerate(known):
-        assert effect.log_ratio is not None and effect.standard_error is not None and effect.degrees is not None
-        largest = effect.p = min(1.0, max(largest, p * (len(known) - rank)))
-        reach = _t(effect.degrees, 1 - alpha / len(known) / 2) + _t(effect.degrees, POWER)
-        effect.detectable = math.expm1(min(reach * effect.standard_error, 700.0))
-        if largest >= alpha:
-            effect.word = "no detectable difference"
-        else:
-            more = effect.log_ratio > 0
-            effect.word = "faster" if more == (effect.metric == THROUGHPUT) else "slower"
 
 
 # --- the same speed per user
@@ -447,15 +246,15 @@ def _at_speed(speed: float, levels: list[list[Round]], launch_sd: Mapping[str, f
             parts.append((float(drawn.var(ddof=1)) if len(drawn) > count / 2 else math.nan, freedom))
         variances = np.array([part[0] for part in parts])
         within.append(float(variances.sum()))
-        degrees.append(_welch(variances, np.array([part[1] for part in parts])))
+        degrees.append(welch(variances, np.array([part[1] for part in parts])))
     a, b = np.array(values["a"]), np.array(values["b"])
     interval = None
     # A launch that is slower moves along the curve and away from it; both are allowed for.
     sd = math.hypot(launch_sd.get("tpot_s", 0.0), launch_sd.get(THROUGHPUT, 0.0))
     ratio = math.exp(float((b - a).mean()))
     if not np.isnan(within).any():
-        found = _combine(b - a, np.array(within), np.array(degrees), 2 * sd**2)
-        half = _t(found.degrees, (1 + CONFIDENCE) / 2) * found.error
+        found = combine(b - a, np.array(within), np.array(degrees), 2 * sd**2)
+        half = student_t(found.degrees, (1 + CONFIDENCE) / 2) * found.error
         interval = math.exp(found.value - half), math.exp(found.value + half)
     return SpeedComparison(
         speed_tps=speed,
@@ -480,94 +279,3 @@ def _interpolate(speed: float, paces: Array, tokens: Array) -> Array:
 
 
 # --- decisions for scripts
-
-_CONDITION = re.compile(
-    r"(?:(ttft|tpot|e2e)_(paired|mean|p50|p90|p99)|(output_throughput))\s*([<>])\s*([+-]?)(\d+(?:\.\d+)?)\s*%", re.ASCII
-)
-
-
-class Condition(msgspec.Struct, frozen=True, kw_only=True):
-    """``metric_statistic`` of B beyond ``bound`` (0.03 is +3 %) relative to A is a failure."""
-
-    text: str
-    metric: str
-    statistic: str
-    more: bool
-    bound: float
-
-
-class Ruling(msgspec.Struct, kw_only=True):
-    """What became of a condition at one level; ``interval`` is of B/A - 1."""
-
-    condition: str
-    level: str
-    decision: Decision
-    interval: tuple[float, float] | None
-    text: str
-
-
-def fail_on(text: str) -> Condition:
-    """The condition of ``"tpot_p50>+3%"`` or ``"output_throughput<-5%"``.
-
-    Raises:
-        UsageError: it is something else.
-    """
-    match = _CONDITION.fullmatch(text.strip())
-    if match is None:
-        raise UsageError(
-            f"not a condition: {text!r}; write METRIC_STATISTIC>+PERCENT such as 'tpot_p50>+3%' (ttft, tpot or e2e; "
-            "paired, mean, p50, p90 or p99), or 'output_throughput<-5%'"
-        )
-    latency, statistic, _, operator, sign, number = match.groups()
-    bound = float(number) / 100 * (-1 if sign == "-" else 1)
-    if bound <= -1:
-        raise UsageError(f"not a condition: {text!r}; nothing can fall by 100 % or more")
-    return Condition(
-        text=text.strip(),
-        metric=f"{latency}_s" if latency else THROUGHPUT,
-        statistic=statistic or "mean",
-        more=operator == ">",
-        bound=bound,
-    )
-
-
-def decide(condition: Condition, comparison: Comparison) -> list[Ruling]:
-    """The condition at every level, decided on the interval and not on the point.
-
-    ``>`` fails where the interval's lower end is above the bound, passes where its upper end is not,
-    and is undecided where the interval holds the bound, or there is none; ``<`` is the mirror image.
-    Intervals hold at all levels together with 95 % confidence (Bonferroni), so that a comparison of many
-    levels does not fail by chance more often than one of few.
-    """
-    rulings = []
-    confidence = 1 - (1 - CONFIDENCE) / max(1, len(comparison.levels))
-    for level in comparison.levels:
-        effect = next(e for e in level.effects if (e.metric, e.statistic) == (condition.metric, condition.statistic))
-        ratio = effect.interval(confidence)
-        if ratio is None:
-            text = f"no interval: {effect.why}"
-            rulings.append(
-                Ruling(condition=condition.text, level=level.name, decision="undecided", interval=None, text=text)
-            )
-            continue
-        low, high = ratio[0] - 1, ratio[1] - 1
-        if low > condition.bound:
-            decision: Decision = "fails" if condition.more else "passes"
-        elif high < condition.bound:
-            decision = "passes" if condition.more else "fails"
-        else:
-            decision = "undecided"
-        text = f"between {low:+.1%} and {high:+.1%}"
-        rulings.append(
-            Ruling(condition=condition.text, level=level.name, decision=decision, interval=(low, high), text=text)
-        )
-    if not rulings:
-        text = "no level was compared" + ("" if comparison.comparable else ": NOT COMPARABLE")
-        rulings.append(Ruling(condition=condition.text, level="-", decision="undecided", interval=None, text=text))
-    return rulings
-
-
-def overall_decision(rulings: Iterable[Ruling]) -> Decision:
-    """``fails`` where any does, else ``undecided`` where any is, else ``passes``."""
-    decisions = {ruling.decision for ruling in rulings}
-    return "fails" if "fails" in decisions else "undecided" if "undecided" in decisions or not decisions else "passes"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from loadgen.analysis.capacity import Ratio
 from loadgen.analysis.outcome import LATENCIES
-from loadgen.analysis.plan import Ratio
 from loadgen.comparison.blocks import THROUGHPUT
 from loadgen.comparison.capacity import Capacities, CapacityRow
-from loadgen.comparison.differences import Comparison, Effect, Ruling, overall_decision
+from loadgen.comparison.decisions import Ruling, overall_decision
+from loadgen.comparison.differences import Comparison
+from loadgen.comparison.effects import Effect
 from loadgen.comparison.gate import Finding
 from loadgen.report.plan import interval
 from loadgen.report.terminal import SIMULATED, WIDTH, fill

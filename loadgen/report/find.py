@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from loadgen.analysis.find import CONFIRMING, Ends, Find, Knee, Probe
+from loadgen.analysis.find import Find
+from loadgen.analysis.probes import Probe
+from loadgen.analysis.search import CONFIRMING, Ends, Knee
 from loadgen.units import format_count, format_ms
 
 WIDE = 1.5

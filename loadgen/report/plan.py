@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from loadgen.analysis.plan import Fleet, Interval, Plan, scaled, share_words
+from loadgen.analysis.bursts import share_words
+from loadgen.analysis.capacity import Interval
+from loadgen.analysis.plan import Fleet, Plan, scaled
 from loadgen.report.terminal import SIMULATED, fill
 from loadgen.units import format_count
 

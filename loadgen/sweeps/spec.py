@@ -10,7 +10,8 @@ from typing import Protocol
 import msgspec
 
 from loadgen.analysis.figures import LevelSummary
-from loadgen.analysis.find import MAX_LEVELS, Ask
+from loadgen.analysis.probes import Ask
+from loadgen.analysis.search import MAX_LEVELS
 from loadgen.analysis.slo import Slo
 from loadgen.client.endpoint import Api, check_prompt
 from loadgen.client.pacing import Arrivals

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import msgspec
 
-from loadgen.analysis.find import follow, probe_of
+from loadgen.analysis.find import follow
+from loadgen.analysis.probes import probe_of
 from loadgen.analysis.summary import Summary
 from loadgen.client.runner import LevelSpec, split_cores
 from loadgen.engines.launch import check_port, launch, prepare

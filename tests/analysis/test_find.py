@@ -16,7 +16,10 @@ from made import MS, request
 from report.test_reports import manifest
 
 from loadgen.analysis.figures import LevelSummary, Reason, Verdict
-from loadgen.analysis.find import (
+from loadgen.analysis.find import Find, find_of, follow, found_by
+from loadgen.analysis.measure import gather_steady, summarize
+from loadgen.analysis.probes import Ask, Probe, probe_of
+from loadgen.analysis.search import (
     CONFIRMING,
     MAX_CANDIDATES,
     MAX_LEVELS,
@@ -24,16 +27,8 @@ from loadgen.analysis.find import (
     MAX_UPWARDS,
     MOST_TRIES,
     NEAR,
-    Ask,
-    Find,
-    Probe,
-    find_of,
-    follow,
-    found_by,
-    probe_of,
     ratio,
 )
-from loadgen.analysis.measure import gather_steady, summarize
 from loadgen.analysis.slo import parse_slos
 from loadgen.analysis.summary import Summary
 from loadgen.loads import Closed, Load, Open

@@ -17,24 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made import manifest_from
 
+from loadgen.analysis.bursts import add_bursts, cv_of, share_words
+from loadgen.analysis.capacity import Point, bracket, chance_below, chances_broken, isotonic, points_of
 from loadgen.analysis.criteria import requests_needed
 from loadgen.analysis.measure import Measured, summarize_level
 from loadgen.analysis.outcome import outcome
-from loadgen.analysis.plan import (
-    Demand,
-    Plan,
-    Point,
-    add_bursts,
-    bracket,
-    chance_below,
-    chances_broken,
-    cv_of,
-    isotonic,
-    make_plan,
-    points_of,
-    replicas_for,
-    share_words,
-)
+from loadgen.analysis.plan import Demand, Plan, make_plan, replicas_for
 from loadgen.analysis.slo import parse_slos
 from loadgen.analysis.stats import Distribution
 from loadgen.cli.main import cli

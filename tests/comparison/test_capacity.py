@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made import MS, manifest_from, request
 
+from loadgen.analysis.bursts import ratio_of
+from loadgen.analysis.capacity import Interval
 from loadgen.analysis.measure import Measured, summarize_level
 from loadgen.analysis.outcome import outcome
-from loadgen.analysis.plan import Interval, ratio_of
 from loadgen.analysis.slo import parse_slos
 from loadgen.cli.main import cli
 from loadgen.comparison.capacity import Capacities, capacities, word_of

@@ -18,18 +18,9 @@ from msgspec.structs import replace
 
 from loadgen.analysis.measure import summarize_run
 from loadgen.comparison.blocks import FAMILIES, THROUGHPUT, block_count
-from loadgen.comparison.differences import (
-    LAUNCH_SD,
-    Comparison,
-    Condition,
-    Effect,
-    _interpolate,
-    _judge,
-    compare,
-    decide,
-    fail_on,
-    overall_decision,
-)
+from loadgen.comparison.decisions import Condition, decide, fail_on, overall_decision
+from loadgen.comparison.differences import LAUNCH_SD, Comparison, _interpolate, compare
+from loadgen.comparison.effects import Effect, judge
 from loadgen.comparison.sides import Side, SideLevel, read_side, sample_of
 from loadgen.errors import UsageError
 from loadgen.loads import Closed, Open
@@ -324,7 +315,7 @@ def judged(*ps: float) -> list[str]:
         Effect(metric="ttft_s", statistic="p50", log_ratio=-float(stats.norm.ppf(p / 2)), standard_error=1, degrees=1e6)
         for p in ps
     ]
-    _judge(effects)
+    judge(effects)
     return [shown.word for shown in effects]
 
 
@@ -351,7 +342,7 @@ def test_what_could_have_been_seen_is_more_where_there_are_more_levels() -> None
             Effect(metric="ttft_s", statistic="p50", log_ratio=0.0, standard_error=0.01, degrees=1e6)
             for _ in range(levels)
         ]
-        _judge(effects)
+        judge(effects)
         assert effects[0].detectable is not None
         return math.log1p(effects[0].detectable) / 0.01
 
@@ -361,14 +352,14 @@ def test_what_could_have_been_seen_is_more_where_there_are_more_levels() -> None
 
 def test_levels_without_a_value_do_not_count() -> None:
     known = Effect(metric="ttft_s", statistic="p50", log_ratio=-2.05, standard_error=1.0, degrees=1e6)
-    _judge([Effect(metric="ttft_s", statistic="p50"), known])
+    judge([Effect(metric="ttft_s", statistic="p50"), known])
     assert (known.word, known.p) == ("faster", pytest.approx(0.0404, abs=1e-3))
 
 
 def test_what_was_called_detectable_is_found_four_times_in_five() -> None:
     """With a known standard error and the least detectable effect as the truth."""
     probe = Effect(metric="ttft_s", statistic="p50", log_ratio=0.0, standard_error=0.01, degrees=12.0)
-    _judge([probe])
+    judge([probe])
     assert probe.detectable is not None
     rng = np.random.default_rng(0)
     n = 4000
@@ -376,7 +367,7 @@ def test_what_was_called_detectable_is_found_four_times_in_five() -> None:
     hits = 0
     for value, error in zip(rng.normal(math.log1p(probe.detectable), 0.01, n).tolist(), errors.tolist(), strict=True):
         drawn = Effect(metric="ttft_s", statistic="p50", log_ratio=value, standard_error=error, degrees=12.0)
-        _judge([drawn])
+        judge([drawn])
         hits += drawn.word == "slower"
     assert hits / n == pytest.approx(0.80, abs=0.03)
 

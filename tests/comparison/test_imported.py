@@ -14,7 +14,8 @@ from click.testing import CliRunner, Result
 
 from loadgen.cli.main import cli
 from loadgen.comparison.blocks import THROUGHPUT
-from loadgen.comparison.differences import NO_DETAIL, Comparison, compare
+from loadgen.comparison.differences import Comparison, compare
+from loadgen.comparison.effects import NO_DETAIL
 from loadgen.comparison.imported import import_side, is_imported
 from loadgen.errors import UsageError
 from loadgen.loads import AllAtOnce, Closed, Open

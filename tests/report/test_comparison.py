@@ -12,17 +12,9 @@ import pytest
 
 from loadgen.comparison.blocks import FAMILIES, THROUGHPUT
 from loadgen.comparison.capacity import Capacities, CapacityRow, Carried
-from loadgen.comparison.differences import (
-    LAUNCH_SD,
-    Comparison,
-    Effect,
-    LevelComparison,
-    Ruling,
-    SpeedComparison,
-    compare,
-    decide,
-    fail_on,
-)
+from loadgen.comparison.decisions import Ruling, decide, fail_on
+from loadgen.comparison.differences import LAUNCH_SD, Comparison, LevelComparison, SpeedComparison, compare
+from loadgen.comparison.effects import Effect
 from loadgen.comparison.gate import Finding
 from loadgen.comparison.sides import read_side
 from loadgen.loads import Closed
