@@ -47,7 +47,7 @@ from loadgen.client.worker import (
 )
 from loadgen.clock import now_ns
 from loadgen.errors import LoadgenError
-from loadgen.processes import Interrupts
+from loadgen.processes import Interrupts, child_environ
 from loadgen.records import ClientSample, LevelMark, NoteMark, encode_line
 from loadgen.units import NS_PER_S
 from loadgen.workloads.prompts import SourceSpec
@@ -171,7 +171,7 @@ class _WorkerProcess:
                 stderr=self._stderr,
                 pass_fds=[self.probe_fd],
                 start_new_session=True,  # Ctrl-C is the parent's to handle
-                env={**os.environ, "PYTHONPATH": _import_path()},
+                env=child_environ(),
             )
         assert self.process.stdin and self.process.stdout
         self.stdin = self.process.stdin
@@ -219,12 +219,6 @@ class _WorkerProcess:
         self._stderr.close()
         if self.process.stdout is not None:
             self.process.stdout.close()
-
-
-def _import_path() -> str:
-    """Has a child process import this very loadgen, installed or not."""
-    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
-    return os.pathsep.join(path for path in paths if path)
 
 
 class _Level:

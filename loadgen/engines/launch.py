@@ -21,11 +21,11 @@ import msgspec
 
 from loadgen import gpus
 from loadgen.engines import trtllm, vllm
-from loadgen.engines.installs import clean_environ
 from loadgen.engines.server import Server, healthy, identify, stream_a_token
 from loadgen.engines.sim import SimConfig
 from loadgen.engines.spec import EngineCommand, EngineSpec, write_files
 from loadgen.errors import EndpointError, EngineError, LoadgenError, UsageError
+from loadgen.processes import child_environ, clean_environ
 
 GUARD = Path(__file__).with_name("guard.py")
 POLL_S = 0.1
@@ -93,13 +93,12 @@ def prepare(spec: EngineSpec, found: list[gpus.Gpu]) -> EngineCommand:
 
 def prepare_sim(config: SimConfig) -> EngineCommand:
     """The embedded engine in a process of its own."""
-    package = str(Path(__file__).resolve().parent.parent.parent)
-    inherited = clean_environ().get("PYTHONPATH")
+    path = child_environ().get("PYTHONPATH")
     return EngineCommand(
         kind="sim",
         version=None,
         argv=[sys.executable, "-m", "loadgen.engines.sim", msgspec.json.encode(config).decode(), "{port}"],
-        env={"PYTHONPATH": f"{package}{os.pathsep}{inherited}" if inherited else package},
+        env={} if path is None else {"PYTHONPATH": path},
         model=config.served_name,
         facts={"config": msgspec.to_builtins(config)},
     )

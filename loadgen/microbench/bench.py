@@ -30,6 +30,7 @@ from loadgen.microbench.records import (
     records_of,
 )
 from loadgen.microbench.worker import Answer, Job
+from loadgen.processes import child_environ
 from loadgen.records import encode_line, write_json
 from loadgen.run_folders import prepare_output
 
@@ -88,31 +89,28 @@ class WorkerProcess:
         UsageError: the Python does not run, or has no torch.
     """
 
-    def __init__(self, python: str) -> None:
-        self._python = python
+    def __init__(self, python: str | None) -> None:
+        program = python or sys.executable
         # A file and no pipe: nobody reads it while the worker runs, and a full pipe would stop it.
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
-        package = str(Path(__file__).resolve().parents[2])
-        # The worker's Python need not have loadgen installed.
-        path = os.pathsep.join(part for part in (os.environ.get("PYTHONPATH"), package) if part)
         try:
             self._process = subprocess.Popen(
-                [python, "-m", "loadgen.microbench.worker"],
+                [program, "-m", "loadgen.microbench.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
-                env={**os.environ, "PYTHONPATH": path},
+                env=child_environ(python),
             )
         except OSError as error:
             self._stderr.close()
-            raise UsageError(f"--python {python}: {error.strerror}") from None
+            raise UsageError(f"--python {program}: {error.strerror}") from None
         self._decoder = msgspec.json.Decoder(Answer)
         self._buffer = b""
         first = self.read(CASE_TIMEOUT_S)
         if first is None or first.kind == "error":
             text = first.text if first is not None else self.last_words()
             self.close()
-            raise UsageError(f"{python}: {text}")
+            raise UsageError(f"{program}: {text}")
         self.device = first.device
 
     def send(self, line: bytes) -> None:
@@ -169,7 +167,7 @@ class Session:
     """Workers, one after another, that answer the jobs of one benchmark."""
 
     def __init__(self, python: str | None, need_gpu: bool) -> None:
-        self._python = python or sys.executable
+        self._python = python
         self._worker = WorkerProcess(self._python)
         if need_gpu and self._worker.device is None:
             self.close()

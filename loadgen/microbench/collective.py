@@ -37,6 +37,7 @@ import msgspec
 
 from loadgen.errors import LoadgenError, UsageError
 from loadgen.microbench.kernel_file import KernelFile, find
+from loadgen.processes import child_environ
 
 SHAPES = [(1, 5120), (8, 5120), (64, 5120), (256, 5120), (2048, 5120), (8192, 5120)]
 WINDOWS = 30  # samples of each implementation
@@ -396,10 +397,8 @@ def measure_apart(
     command = [program, "-m", "loadgen.microbench.collective", *words]
     if ranks is not None:
         command += ["--ranks", str(ranks)]
-    # That Python need not have loadgen installed.
-    path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(Path(__file__).resolve().parents[2]))))
     try:
-        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+        done = subprocess.run(command, env=child_environ(python), capture_output=True, text=True)
     except OSError as error:
         raise UsageError(f"--python {program}: {error.strerror}") from None
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]

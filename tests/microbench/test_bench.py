@@ -129,6 +129,14 @@ def test_a_python_that_is_none(kernel: Path) -> None:
         run_bench(spec(kernel, python="/no/such/python"), lambda _: None)
 
 
+def test_another_python_finds_loadgen_and_nothing_beside_it(kernel: Path, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nls "${{PYTHONPATH%%:*}}" > {tmp_path}/found\nexec {FAKE}\n')
+    python.chmod(0o755)
+    run_bench(spec(kernel, python=str(python)), lambda _: None)
+    assert (tmp_path / "found").read_text().split() == ["loadgen"]
+
+
 def test_peaks_that_cannot_be_measured(kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_WORKER", "no-peaks")
     with pytest.raises(LoadgenError, match="rates could not be measured"):
