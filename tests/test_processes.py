@@ -1,19 +1,23 @@
-"""The environment of child processes, with real Pythons: what they can import, and what they must not."""
+"""Child processes, all of them real: what they can import, what they must not, and the lines that they answer with."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from loadgen.processes import PACKAGE, child_environ, clean_environ
+from loadgen.processes import PACKAGE, LineProcess, child_environ, clean_environ
 
 # What a child can import, told as JSON. Names of modules come as arguments.
 PROBE = """
@@ -164,3 +168,86 @@ def test_an_empty_pythonpath_is_none(value: str | None, monkeypatch: pytest.Monk
     if value is not None:
         monkeypatch.setenv("PYTHONPATH", value)
     assert "PYTHONPATH" not in clean_environ()
+
+
+# --- lines
+
+
+@contextmanager
+def child(code: str, **options: Any) -> Iterator[LineProcess]:
+    process = LineProcess([sys.executable, "-c", code], dict(os.environ), **options)
+    try:
+        yield process
+    finally:
+        process.close(0)
+
+
+def test_lines_come_whole_however_they_are_written() -> None:
+    code = """
+import sys, time
+for piece in ("on", "e\\ntwo\\nth", "ree\\nfour"):
+    sys.stdout.write(piece)
+    sys.stdout.flush()
+    time.sleep(0.05)
+"""
+    with child(code) as process:
+        assert [process.read_line(5) for _ in range(3)] == [b"one", b"two", b"three"]
+        assert process.read_line(5) is None and process.ended  # the fourth was cut off by its end
+
+
+def test_what_is_sent_comes_back() -> None:
+    with child("import sys\nfor line in sys.stdin: print(line.upper(), end='', flush=True)") as process:
+        process.send(b"a")
+        process.send(b"b")
+        assert [process.read_line(5), process.read_line(5)] == [b"A", b"B"]
+        process.end_input()
+        assert process.read_line(5) is None and process.ended
+        assert process.wait(5) == 0
+
+
+def test_reading_does_not_wait_and_waiting_has_an_end() -> None:
+    with child("import sys; sys.stdin.read()") as process:
+        started = time.monotonic()
+        assert process.read() == []
+        assert process.read_line(0.05) is None
+        assert not process.ended
+        assert 0.05 <= time.monotonic() - started < 2
+        assert process.wait(0) is None
+
+
+def test_a_child_that_has_died_is_told_by_reading() -> None:
+    with child("import sys; print('whole'); sys.exit('no space\\n left \\n\\n')") as process:
+        assert process.wait(5) == 1
+        process.send(b"x" * 1_000_000)  # more than the pipe holds
+        assert process.read() == [b"whole"]
+        assert process.read() == [] and process.ended
+        assert process.last_line() == "left"
+
+
+def test_standard_error_can_be_loadgens_own(capfd: pytest.CaptureFixture[str]) -> None:
+    with child("import sys; sys.exit('in the open')", keep_stderr=False) as process:
+        assert process.wait(5) == 1
+        assert process.last_line() == ""
+    assert capfd.readouterr().err == "in the open\n"
+
+
+def test_a_child_that_will_not_leave_is_killed() -> None:
+    with child("print(flush=True)\nwhile True:\n    import time; time.sleep(60)") as process:
+        assert process.read_line(5) == b""
+        process.close(0.05)
+        assert process.process.returncode == -signal.SIGKILL
+        assert process.read() == [] and process.read_line(5) is None
+        process.close()  # again: nothing happens
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_session_of_its_own_keeps_ctrl_c_from_it(own: bool) -> None:
+    with child("import os; print(os.getsid(0) == os.getpid())", own_session=own) as process:
+        assert process.read_line(5) == str(own).encode()
+
+
+def test_a_program_that_is_not_there_cannot_be_started() -> None:
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    with pytest.raises(FileNotFoundError):
+        LineProcess(["/nowhere/python"], {})
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
