@@ -175,7 +175,9 @@ def test_an_empty_trace_has_no_records() -> None:
 
 
 def test_records_survive_json() -> None:
-    for record in trace_records(made_trace(), "schedule", 3).records:
+    records = trace_records(made_trace(), "schedule", 3).records
+    assert records
+    for record in records:
         assert msgspec.json.decode(msgspec.json.encode(record), type=ProfileRecord) == record
 
 
