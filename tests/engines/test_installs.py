@@ -338,7 +338,7 @@ def test_options_are_compared_as_engines_do(option: str, name: str) -> None:
         ["--dtype", "unheard-of", "-1"],
     ],
 )
-def test_arguments_that_the_program_has_are_let_through(arguments: list[str]) -> None:
+def test_check_accepts_arguments_that_the_program_has(arguments: list[str]) -> None:
     check_arguments(arguments, options_in(argparse_help()), "vLLM 0.32.0")
 
 

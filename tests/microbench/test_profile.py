@@ -782,7 +782,7 @@ def test_under_another_profiler(environ: dict[str, str], who: str, tool: Any) ->
         check_alone(environ, tool)
 
 
-def test_alone() -> None:
+def test_check_accepts_a_process_under_no_profiler() -> None:
     check_alone({"LD_PRELOAD": "/usr/lib/libjemalloc.so", "CUDA_INJECTION64_PATH": ""}, "torch")
 
 
