@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import os
+import re
 import select
 import shutil
 import signal
@@ -77,6 +78,12 @@ def child_environ(python: str | None = None) -> dict[str, str]:
     others = environ.get("PYTHONPATH")
     environ["PYTHONPATH"] = f"{folder}{os.pathsep}{others}" if others else folder
     return environ
+
+
+def how_to_install(python: str, words: str) -> str:
+    """What to do about the package that a child's last words say its Python lacks; "" when they say something else."""
+    missing = re.search(r"No module named '(\w+)", words)
+    return f"; install it there with {python} -m pip install {missing[1]}" if missing else ""
 
 
 def _safe_environ() -> dict[str, str]:

@@ -27,7 +27,7 @@ from loadgen.microbench.records import (
     records_of,
 )
 from loadgen.microbench.worker import Answer, Job
-from loadgen.processes import LineProcess, child_environ
+from loadgen.processes import LineProcess, child_environ, how_to_install
 from loadgen.records import encode_line, write_json
 from loadgen.run_folders import prepare_output
 
@@ -100,7 +100,7 @@ class WorkerProcess:
         if first is None or first.kind == "error":
             text = first.text if first is not None else self.last_words()
             self.close()
-            raise UsageError(f"{program}: {text}")
+            raise UsageError(f"{program}: {text}{how_to_install(program, text or '')}")
         self.device = first.device
 
     def send(self, line: bytes) -> None:

@@ -112,6 +112,7 @@ def test_what_a_rank_says_when_it_fails(python: Path) -> None:
     script(python, "echo \"ModuleNotFoundError: No module named 'msgspec'\" >&2; exit 1")
     done = loadgen("--python", str(python))
     assert isinstance(done.exception, UsageError) and "No module named 'msgspec'" in str(done.exception)
+    assert str(done.exception).endswith(f"; install it there with {python} -m pip install msgspec")
 
 
 def test_a_python_that_is_none() -> None:
