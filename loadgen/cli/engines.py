@@ -228,7 +228,7 @@ def serve() -> None:
 def serve_sim(host: str, port: int, fault: str | None, **options: Any) -> int:
     """The embedded engine. It computes nothing: figures from it are SIMULATED.
 
-    A request's own field "sim" commands faults and timing for it alone; loadgen/engines/sim.py
+    A request's own field "sim" commands faults and timing for it alone; loadgen/engines/sim_config.py
     lists them.
     """
     import msgspec
@@ -241,7 +241,7 @@ def serve_sim(host: str, port: int, fault: str | None, **options: Any) -> int:
             msgspec.json.decode(fault, type=Fault)
             config = msgspec.structs.replace(config, fault=msgspec.json.decode(fault))
     except msgspec.MsgspecError as error:
-        raise UsageError(f"--fault: {error}; loadgen/engines/sim.py lists what can be commanded") from None
+        raise UsageError(f"--fault: {error}; loadgen/engines/sim_config.py lists what can be commanded") from None
     try:
         server = SimServer(config)
     except OSError as error:

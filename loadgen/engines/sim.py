@@ -12,7 +12,8 @@ modes:
 
 One thread, one epoll loop, no asyncio: an arrival is stamped before anything is parsed, tokens are
 written with ``socket.send`` at their due time, and between any 16 writes the sockets are looked at
-again. Faults are commanded per request in the body's field ``sim`` (:class:`Fault`), or for all.
+again. A request asks for faults in its body's field ``sim``; :class:`loadgen.engines.sim_config.Fault`
+lists them. They can also be set for all requests.
 
 It computes nothing: every token is the same word, and every figure measured on it is SIMULATED.
 """
@@ -24,480 +25,33 @@ import heapq
 import resource
 import select
 import socket
-import struct
 import sys
 from array import array
 from collections import deque
 from itertools import count
-from typing import Any, Literal, Protocol
 
-import httptools
 import msgspec
 
 from loadgen import __version__
 from loadgen.clock import now_ns
+from loadgen.engines.sim_config import NO_FAULT, Fault, SimConfig
+from loadgen.engines.sim_http import (
+    Connection,
+    Reply,
+    Timed,
+    decode_body,
+    encode,
+    failure,
+    http_response,
+    shaped_failure,
+)
 from loadgen.engines.sim_model import GPUS, MODELS, BatchModel, Sequence
 from loadgen.units import NS_PER_S
 
-TEXT = b" token"
-BYTES_PER_TEXT_TOKEN = 4  # a text prompt has no tokenizer here: four bytes count as a token
+__all__ = ["Fault", "SimConfig", "SimServer"]
+
 SPIN_NS = 100_000
 MAX_LOGGED = 200_000
-
-
-class Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What a request's ``sim`` field may command. Token numbers count from 1.
-
-    Attributes:
-        ttft_s, tpot_s: this request's timing (mode ``fixed``).
-        status: answer with this HTTP status, and ``error_shape`` as the body.
-        error_shape: ``vllm``, ``flat``, ``text``, ``detail``, ``html`` or ``empty``.
-        reset_after, cut_after, error_after: after that many tokens reset the connection, close it
-            cleanly without ``[DONE]``, or send an error event and then ``[DONE]``; 0 is before the
-            first token (for the first two: before the headers).
-        stall_after, stall_s: after that many tokens wait.
-        tokens_per_event: tokens in each event after the first.
-        events_per_write: events held back and written at once.
-        fragment_bytes: write in pieces of that size, one system call each.
-        headers_delay_s: response headers come that late (tokens are not moved).
-        role_early: the chat role event comes with the headers, not with the first token.
-        usage: ``continuous``, ``final`` or ``none``, whatever was asked for.
-        finish: False leaves finish_reason null.
-        done: False leaves out ``[DONE]``.
-        crlf, comments, bare_data, multi_line: CR LF line ends, comment lines in between, ``data:``
-            without a space, JSON split over several data lines.
-        malformed_after: an event that is no JSON.
-        empty_text: every second token has no text.
-        reasoning: that many first tokens come as ``reasoning_content``.
-        framing: ``chunked``, or ``close``: the end of the connection ends the body.
-        unstreamed: answer a streaming request with one JSON body.
-        content_type: of a stream.
-        output_tokens: stop after that many tokens (finish_reason ``stop``).
-    """
-
-    ttft_s: float | None = None
-    tpot_s: float | None = None
-    status: int | None = None
-    error_shape: Literal["vllm", "flat", "text", "detail", "html", "empty"] = "vllm"
-    reset_after: int | None = None
-    cut_after: int | None = None
-    error_after: int | None = None
-    stall_after: int | None = None
-    stall_s: float = 3600.0
-    tokens_per_event: int = 1
-    events_per_write: int = 1
-    fragment_bytes: int = 0
-    headers_delay_s: float = 0.0
-    role_early: bool = False
-    usage: Literal["continuous", "final", "none"] | None = None
-    finish: bool = True
-    done: bool = True
-    crlf: bool = False
-    comments: bool = False
-    bare_data: bool = False
-    multi_line: bool = False
-    malformed_after: int | None = None
-    empty_text: bool = False
-    reasoning: int = 0
-    framing: Literal["chunked", "close"] = "chunked"
-    unstreamed: bool = False
-    content_type: str = "text/event-stream; charset=utf-8"
-    output_tokens: int | None = None
-
-
-class SimConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How the engine behaves; ``port`` 0 takes a free one."""
-
-    mode: Literal["fixed", "batch"] = "batch"
-    host: str = "127.0.0.1"
-    port: int = 0
-    ttft_s: float = 0.05
-    tpot_s: float = 0.01
-    gpu: str = "a100-80gb"
-    model: str = "qwen1.5-4b"
-    max_batch_size: int = 256
-    max_num_tokens: int = 8192
-    fault: dict[str, Any] = {}
-
-    @property
-    def served_name(self) -> str:
-        """The model's name on the wire; it says that nothing is computed."""
-        return "sim-fixed" if self.mode == "fixed" else f"sim-{self.model}"
-
-
-class _StreamOptions(msgspec.Struct):
-    include_usage: bool = False
-    continuous_usage_stats: bool = False
-
-
-class _Body(msgspec.Struct):
-    model: str | None = None
-    prompt: msgspec.Raw = msgspec.Raw(b"")
-    messages: msgspec.Raw = msgspec.Raw(b"")
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    stream: bool = False
-    stream_options: _StreamOptions | None = None
-    sim: Fault | None = None
-
-
-_decode_body = msgspec.json.Decoder(_Body).decode
-_encode = msgspec.json.Encoder().encode
-
-
-class Timed(Protocol):
-    """Something that the clock calls when its time has come."""
-
-    def fire(self, due_ns: int, now: int) -> None: ...
-
-
-class Connection:
-    """A client's connection: reads are stamped and queued, writes go out at once."""
-
-    __slots__ = ("_out", "_parser", "_server", "arrival_ns", "body", "closing", "headers", "reply", "sock", "url")
-
-    def __init__(self, server: SimServer, sock: socket.socket) -> None:
-        self._server = server
-        self.sock = sock
-        self._parser = httptools.HttpRequestParser(self)
-        self._out = b""
-        self.arrival_ns = 0
-        self.url = b""
-        self.headers: dict[bytes, bytes] = {}
-        self.body: list[bytes] = []
-        self.reply: Reply | None = None
-        self.closing = False
-
-    def feed(self, stamp: int, data: bytes) -> None:
-        self.arrival_ns = stamp
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError:
-            self.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
-            self.close()
-
-    def on_message_begin(self) -> None:
-        self.headers = {}
-        self.body = []
-
-    def on_url(self, url: bytes) -> None:
-        self.url = url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers[name.lower()] = value
-
-    def on_body(self, body: bytes) -> None:
-        self.body.append(body)
-
-    def on_message_complete(self) -> None:
-        self._server.request(self, self._parser.get_method())
-
-    def write(self, data: bytes) -> None:
-        if self._out:
-            self._out += data
-            return
-        try:
-            sent = self.sock.send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self.close()
-            return
-        if sent < len(data):
-            self._out = data[sent:]
-            self._server.want_write(self, True)
-
-    def flush(self) -> None:
-        """The socket takes bytes again."""
-        data, self._out = self._out, b""
-        self._server.want_write(self, False)
-        self.write(data)
-        if self.closing and not self._out:
-            self.close()
-
-    def close(self, reset: bool = False) -> None:
-        """Closes; with bytes still to be written, after those, unless ``reset``."""
-        if self._out and not reset and not self.closing:
-            self.closing = True
-            return
-        if reset and self.sock.fileno() >= 0:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._server.drop(self)
-
-
-class Reply:
-    """The answer to one completion request."""
-
-    __slots__ = (
-        "_chat", "_connection", "_continuous", "_final_usage", "_head", "_plain", "_server", "arrival_ns", "emitted",
-        "fault", "first_due_ns", "first_write_ns", "headers_due", "held", "input_tokens", "last_write_ns", "names",
-        "output_tokens", "request_id", "sequence", "stalled", "started", "stream", "tpot_ns",
-    )  # fmt: skip
-
-    def __init__(self, server: SimServer, connection: Connection, body: _Body, chat: bool, fault: Fault) -> None:
-        config = server.config
-        raw = bytes(body.messages if chat else body.prompt)
-        self._server = server
-        self._connection = connection
-        self._chat = chat
-        self.arrival_ns = connection.arrival_ns
-        self.fault = fault
-        self.stream = body.stream and not fault.unstreamed
-        self.input_tokens = (
-            raw.count(b",") + 1 if not chat and raw[:1] == b"[" else max(1, (len(raw) - 2) // BYTES_PER_TEXT_TOKEN)
-        )
-        wanted = body.max_tokens if body.max_tokens is not None else body.max_completion_tokens
-        self.output_tokens = wanted if wanted is not None else 16
-        if fault.output_tokens is not None:
-            self.output_tokens = min(self.output_tokens, fault.output_tokens)
-        options = body.stream_options or _StreamOptions()
-        self._final_usage = options.include_usage
-        self._continuous = options.include_usage and options.continuous_usage_stats
-        if fault.usage is not None:
-            self._final_usage = fault.usage != "none"
-            self._continuous = fault.usage == "continuous"
-        self.request_id = connection.headers.get(b"x-request-id", b"%d" % server.serial())
-        self.names = (
-            b'"id":%b,"object":"%b","created":%d,"model":%b'
-            % (
-                _encode((b"chatcmpl-" if chat else b"cmpl-").decode() + self.request_id.decode("latin-1")),
-                b"chat.completion" if chat else b"text_completion",
-                server.created,
-                server.name_json,
-            )
-        )  # fmt: skip
-        chunk_names = self.names.replace(b'"chat.completion"', b'"chat.completion.chunk"', 1)
-        self._head = b'data: {%b,"choices":[{"index":0,' % chunk_names
-        # Everything but the token count of an ordinary event, made once: the server writes 100,000
-        # events a second.
-        self._plain = self._event_head(TEXT, None) + (
-            b'],"usage":{"prompt_tokens":%d,"total_tokens":' % self.input_tokens if self._continuous else b"]}\n\n"
-        )
-        self.emitted = 0
-        self.tpot_ns = int((config.tpot_s if fault.tpot_s is None else fault.tpot_s) * NS_PER_S)
-        ttft_s = config.ttft_s if fault.ttft_s is None else fault.ttft_s
-        self.first_due_ns = self.arrival_ns + int(ttft_s * NS_PER_S)
-        self.first_write_ns = 0
-        self.last_write_ns = 0
-        self.started = False
-        self.stalled = False
-        self.headers_due = 0
-        self.held: list[bytes] = []
-        self.sequence: Sequence | None = None
-
-    # What an event looks like.
-
-    def _event_head(self, text: bytes, finish: bytes | None, field: bytes = b"content") -> bytes:
-        reason = b"null" if finish is None else b'"%b"' % finish
-        if self._chat:
-            return b'%b"delta":{"%b":"%b"},"logprobs":null,"finish_reason":%b}' % (self._head, field, text, reason)
-        return b'%b"text":"%b","logprobs":null,"finish_reason":%b,"stop_reason":null}' % (self._head, text, reason)
-
-    def _usage(self) -> bytes:
-        return b'{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d}' % (
-            self.input_tokens,
-            self.input_tokens + self.emitted,
-            self.emitted,
-        )
-
-    def _usage_field(self) -> bytes:
-        return b',"usage":%b' % self._usage() if self._continuous else b""
-
-    def _role_event(self) -> bytes:
-        return b'%b"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]%b}\n\n' % (
-            self._head,
-            self._usage_field(),
-        )
-
-    def _closing_events(self) -> list[bytes]:
-        events = []
-        if self._final_usage:
-            start = self._head[: self._head.index(b'"choices"')]
-            events.append(b'%b"choices":[],"usage":%b}\n\n' % (start, self._usage()))
-        if self.fault.done:
-            events.append(b"data: [DONE]\n\n")
-        return events
-
-    # Writing.
-
-    def start(self) -> None:
-        """Response headers, as soon as the request has been taken in."""
-        fault = self.fault
-        if fault.reset_after == 0 or fault.cut_after == 0:
-            self._connection.close(reset=fault.reset_after == 0)
-            return
-        if not self.stream:
-            return
-        if fault.headers_delay_s and not self.headers_due:
-            self.headers_due = self.arrival_ns + int(fault.headers_delay_s * NS_PER_S)
-            self._server.at(self.headers_due, _Headers(self))
-            return
-        framing = b"transfer-encoding: chunked\r\n" if fault.framing == "chunked" else b"connection: close\r\n"
-        head = b"HTTP/1.1 200 OK\r\nserver: loadgen-sim\r\ncontent-type: %b\r\n%b\r\n" % (
-            fault.content_type.encode(),
-            framing,
-        )
-        self.started = True
-        held, self.held = self.held, []
-        if self._chat and fault.role_early:
-            self._connection.write(head)
-            self._write([self._role_event()])
-        elif held:  # tokens became due before the headers
-            self._connection.write(head)
-            self._write(held)
-        else:
-            self._connection.write(head)
-
-    def _write(self, events: list[bytes], last: bool = False) -> None:
-        """Events in one write, through whatever the fault does to them; ``last`` ends the body."""
-        fault = self.fault
-        if fault.comments:
-            events = [b": keep-alive\n\n" + event for event in events]
-        if fault.bare_data:
-            events = [event.replace(b"data: ", b"data:", 1) for event in events]
-        if fault.multi_line:
-            events = [event.replace(b',"choices"', b',\ndata: "choices"', 1) for event in events]
-        if fault.crlf:
-            events = [event.replace(b"\n", b"\r\n") for event in events]
-        if fault.framing == "chunked":
-            data = b"".join([b"%x\r\n%b\r\n" % (len(event), event) for event in events])
-            if last:
-                data += b"0\r\n\r\n"
-        else:
-            data = b"".join(events)
-        if fault.fragment_bytes:
-            for start in range(0, len(data), fault.fragment_bytes):
-                self._connection.write(data[start : start + fault.fragment_bytes])
-        else:
-            self._connection.write(data)
-
-    def tokens(self, tokens: int, now: int) -> bool:
-        """Writes one event of that many tokens; True when the reply is complete or broken off."""
-        fault = self.fault
-        if not self.stream:
-            self.emitted += tokens
-            self.first_write_ns = self.first_write_ns or now
-            if self.emitted >= self.output_tokens:
-                self._write_whole(now)
-                return True
-            return False
-        for limit, reset in ((fault.reset_after, True), (fault.cut_after, False)):
-            if limit is not None and self.emitted >= limit:
-                self._connection.close(reset=reset)
-                return True
-        if fault.error_after is not None and self.emitted >= fault.error_after:
-            error = (
-                b'data: {"error":{"message":"simulated engine failure","type":"InternalServerError","code":500}}\n\n'
-            )
-            self._write([error, b"data: [DONE]\n\n"], last=True)
-            self._finish(now)
-            return True
-        events = [self._role_event()] if self._chat and not self.emitted and not fault.role_early else []
-        if fault.malformed_after is not None and self.emitted == fault.malformed_after:
-            events.append(b'data: {"choices":[{"index":0,\n\n')
-        self.emitted += tokens
-        last = self.emitted >= self.output_tokens
-        text = b"" if fault.empty_text and self.emitted % 2 == 0 else TEXT
-        field = b"reasoning_content" if self.emitted <= fault.reasoning else b"content"
-        finish = None
-        if last and fault.finish:
-            finish = b"stop" if fault.output_tokens is not None else b"length"
-        events.append(b"%b]%b}\n\n" % (self._event_head(text * tokens, finish, field), self._usage_field()))
-        if last:
-            events += self._closing_events()
-        self.held += events
-        waits = not self.started or (len(self.held) < fault.events_per_write and self.emitted > 1)
-        if waits and not last:
-            return False
-        if not self.started:
-            self.start_late()
-        held, self.held = self.held, []
-        self._write(held, last)
-        self._mark(now)
-        if last:
-            self._finish(now)
-        return last
-
-    def start_late(self) -> None:
-        """The last token is due and the headers are not out yet: both go now."""
-        held, self.held = self.held, []
-        self.start()
-        self.held = held
-
-    def _mark(self, now: int) -> None:
-        self.first_write_ns = self.first_write_ns or now
-        self.last_write_ns = now
-
-    def token_fast(self, now: int) -> bool:
-        """:meth:`tokens` for one token of a stream without faults."""
-        emitted = self.emitted + 1
-        if emitted >= self.output_tokens or (self._chat and emitted == 1) or self.fault is not NO_FAULT:
-            return self.tokens(min(1 if not self.emitted else self.fault.tokens_per_event, self._left()), now)
-        if not self.stream:
-            return self.tokens(1, now)
-        self.emitted = emitted
-        if self._continuous:
-            event = b'%b%d,"completion_tokens":%d}}\n\n' % (self._plain, self.input_tokens + emitted, emitted)
-        else:
-            event = self._plain
-        self._connection.write(b"%x\r\n%b\r\n" % (len(event), event))
-        if emitted == 1:
-            self.first_write_ns = now
-        self.last_write_ns = now
-        return False
-
-    def _left(self) -> int:
-        return self.output_tokens - self.emitted
-
-    def _finish(self, now: int) -> None:
-        self._server.finished(self, now)
-        self._connection.reply = None
-        if self.fault.framing == "close":
-            self._connection.close()
-
-    def _write_whole(self, now: int) -> None:
-        text = TEXT * self.output_tokens
-        inner = b'"message":{"role":"assistant","content":"%b"}' if self._chat else b'"text":"%b"'
-        finish = b"stop" if self.fault.output_tokens is not None else b"length"
-        body = b'{%b,"choices":[{"index":0,%b,"finish_reason":"%b"}],"usage":%b}' % (
-            self.names,
-            inner % text,
-            finish,
-            self._usage(),
-        )
-        self._mark(now)
-        self._server.finished(self, now)
-        self._connection.reply = None
-        self._connection.write(http_response(200, body))
-
-    # The clock, in mode `fixed`.
-
-    def fire(self, due_ns: int, now: int) -> None:
-        connection = self._connection
-        if connection.reply is not self:
-            return  # the client has gone
-        self._server.late(now - due_ns)
-        fault = self.fault
-        if fault.stall_after is not None and self.emitted >= fault.stall_after and not self.stalled:
-            self.stalled = True
-            self._server.at(now + int(fault.stall_s * NS_PER_S), self)
-            return
-        if not self.token_fast(now):
-            self._server.at(self.first_due_ns + self.emitted * self.tpot_ns, self)
-
-
-NO_FAULT = Fault()
-
-
-class _Headers:
-    """Response headers that a fault has put off."""
-
-    def __init__(self, reply: Reply) -> None:
-        self._reply = reply
-
-    def fire(self, due_ns: int, now: int) -> None:
-        if not self._reply.started and self._reply._connection.reply is self._reply:
-            self._reply.start()
 
 
 class BatchEngine:
@@ -544,7 +98,7 @@ class SimServer:
     def __init__(self, config: SimConfig) -> None:
         self.config = config
         self.created = 1_700_000_000
-        self.name_json = _encode(config.served_name)
+        self.name_json = encode(config.served_name)
         self._serial = count()
         self.serial = self._serial.__next__
         self._heap: list[tuple[int, int, Timed]] = []
@@ -691,7 +245,7 @@ class SimServer:
             return
         answers = {
             b"/health": lambda: b"",
-            b"/version": lambda: _encode({"version": __version__}),
+            b"/version": lambda: encode({"version": __version__}),
             b"/v1/models": self._models,
             b"/sim/lateness": self._lateness_report,
             b"/sim/requests": self._request_log,
@@ -706,23 +260,23 @@ class SimServer:
     def _complete(self, connection: Connection, chat: bool) -> None:
         raw = b"".join(connection.body)
         try:
-            body = _decode_body(raw)
+            body = decode_body(raw)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            connection.write(_error(400, str(error), "Bad Request"))
+            connection.write(failure(400, str(error), "Bad Request"))
             return
         name = self.config.served_name
         wanted = body.max_tokens if body.max_tokens is not None else body.max_completion_tokens
         if body.model is not None and body.model != name:
             text = f"The model `{body.model}` does not exist. Valid aliases: {name}."
-            connection.write(_error(404, text, "NotFoundError", "model"))
+            connection.write(failure(404, text, "NotFoundError", "model"))
         elif not bytes(body.messages if chat else body.prompt).strip(b'"[] '):
-            connection.write(_error(400, f"{'messages' if chat else 'prompt'} is missing or empty", "Bad Request"))
+            connection.write(failure(400, f"{'messages' if chat else 'prompt'} is missing or empty", "Bad Request"))
         elif wanted is not None and wanted < 1:
-            connection.write(_error(400, f"max_tokens must be at least 1, got {wanted}", "BadRequestError"))
+            connection.write(failure(400, f"max_tokens must be at least 1, got {wanted}", "BadRequestError"))
         else:
             fault = body.sim or self._default_fault
             if fault.status is not None:
-                connection.write(_shaped_error(fault.status, fault.error_shape))
+                connection.write(shaped_failure(fault.status, fault.error_shape))
                 return
             reply = Reply(self, connection, body, chat, fault)
             connection.reply = reply
@@ -747,7 +301,7 @@ class SimServer:
     def _models(self) -> bytes:
         name = self.config.served_name
         entry = {"id": name, "object": "model", "created": self.created, "owned_by": "loadgen-sim", "root": name}
-        return _encode({"object": "list", "data": [entry]})
+        return encode({"object": "list", "data": [entry]})
 
     def _lateness_report(self) -> bytes:
         """Seconds by which token writes came after their due time, since the last call."""
@@ -759,13 +313,13 @@ class SimServer:
             for q in (50, 99):
                 report[f"p{q}_s"] = late[min(len(late) - 1, len(late) * q // 100)] / NS_PER_S
             report["max_s"] = late[-1] / NS_PER_S
-        return _encode(report)
+        return encode(report)
 
     def _request_log(self) -> bytes:
         """``[id, arrival_ns, first_write_ns, last_write_ns, tokens]`` of each request since the last call."""
         rows = [(row[0].decode("latin-1"), *row[1:]) for row in self._log]
         self._log.clear()
-        return _encode(rows)
+        return encode(rows)
 
     def _metrics(self) -> str:
         labels = f'engine="0",model_name={self.name_json.decode()}'
@@ -797,38 +351,6 @@ class SimServer:
             lines.append(f"{name}_sum{{{labels}}} {self._sums[key]}")
             lines.append(f"{name}_count{{{labels}}} {finished}")
         return "\n".join(lines) + "\n"
-
-
-_REASONS = {200: b"OK", 400: b"Bad Request", 404: b"Not Found", 405: b"Method Not Allowed"}
-
-
-def http_response(status: int, body: bytes, content_type: bytes = b"application/json") -> bytes:
-    """A whole response of known length."""
-    return b"HTTP/1.1 %d %b\r\nserver: loadgen-sim\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n%b" % (
-        status,
-        _REASONS.get(status, b"Error"),
-        content_type,
-        len(body),
-        body,
-    )
-
-
-def _error(status: int, message: str, kind: str, param: str | None = None) -> bytes:
-    return http_response(status, _encode({"error": {"message": message, "type": kind, "param": param, "code": status}}))
-
-
-def _shaped_error(status: int, shape: str) -> bytes:
-    text = "simulated failure"
-    if shape == "html":
-        return http_response(status, b"<html><body><h1>simulated failure</h1></body></html>", b"text/html")
-    bodies: dict[str, Any] = {
-        "flat": {"object": "error", "message": text, "type": "BadRequestError", "param": None, "code": status},
-        "text": {"error": text},
-        "detail": {"detail": text},
-    }
-    if shape == "empty":
-        return http_response(status, b"")
-    return http_response(status, _encode(bodies[shape])) if shape in bodies else _error(status, text, "ServerError")
 
 
 def main(argv: list[str]) -> None:

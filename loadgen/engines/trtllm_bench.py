@@ -13,13 +13,14 @@ from typing import Any
 
 import msgspec
 
-from loadgen.engines.installs import check_arguments, clean_environ, find_install, help_text, options_in
+from loadgen.engines.installs import check_arguments, find_install, help_text, options_in
 from loadgen.engines.launch import last_words, run_to_end
 from loadgen.engines.models import find_model
 from loadgen.engines.offline import REPORT_FILE, OfflineReport, read_offline_report
 from loadgen.engines.spec import EngineSpec, device_env
 from loadgen.environment import cache_folder
 from loadgen.errors import EngineError, UsageError
+from loadgen.processes import clean_environ
 from loadgen.workloads.prompts import SourceSpec, make_prompt
 
 DATASET_FILE = "trtllm_bench_dataset.jsonl"

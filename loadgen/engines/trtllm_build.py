@@ -28,12 +28,13 @@ from typing import Any
 import msgspec
 
 from loadgen import gpus
-from loadgen.engines.installs import Install, check_arguments, clean_environ, find_install, help_text, options_in
+from loadgen.engines.installs import Install, check_arguments, find_install, help_text, options_in
 from loadgen.engines.launch import last_words, launch, prepare, run_to_end
 from loadgen.engines.models import Model, find_model
 from loadgen.engines.spec import EngineSpec
 from loadgen.environment import cache_folder
 from loadgen.errors import EngineError, UsageError
+from loadgen.processes import clean_environ
 from loadgen.records import write_json
 
 # Where the container has the examples; a source checkout is named with --examples.

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -30,6 +27,7 @@ from loadgen.microbench.records import (
     records_of,
 )
 from loadgen.microbench.worker import Answer, Job
+from loadgen.processes import LineProcess, child_environ, how_to_install
 from loadgen.records import encode_line, write_json
 from loadgen.run_folders import prepare_output
 
@@ -37,6 +35,8 @@ Say = Callable[[str], None]
 # Above this a case is taken for hung: compiling a kernel for the first time takes some ten seconds.
 CASE_TIMEOUT_S = 300.0
 MOST_RESTARTS = 3  # of the worker, for one kernel file
+
+_decode_answer = msgspec.json.Decoder(Answer).decode
 
 
 class BenchSpec(msgspec.Struct, kw_only=True):
@@ -88,88 +88,48 @@ class WorkerProcess:
         UsageError: the Python does not run, or has no torch.
     """
 
-    def __init__(self, python: str) -> None:
-        self._python = python
-        # A file and no pipe: nobody reads it while the worker runs, and a full pipe would stop it.
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
-        package = str(Path(__file__).resolve().parents[2])
-        # The worker's Python need not have loadgen installed.
-        path = os.pathsep.join(part for part in (os.environ.get("PYTHONPATH"), package) if part)
+    def __init__(self, python: str | None) -> None:
+        program = python or sys.executable
         try:
-            self._process = subprocess.Popen(
-                [python, "-m", "loadgen.microbench.worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._stderr,
-                env={**os.environ, "PYTHONPATH": path},
+            self._child = LineProcess(
+                [program, "-m", "loadgen.microbench.worker"], child_environ(python), own_session=False
             )
         except OSError as error:
-            self._stderr.close()
-            raise UsageError(f"--python {python}: {error.strerror}") from None
-        self._decoder = msgspec.json.Decoder(Answer)
-        self._buffer = b""
+            raise UsageError(f"--python {program}: {error.strerror}") from None
         first = self.read(CASE_TIMEOUT_S)
         if first is None or first.kind == "error":
             text = first.text if first is not None else self.last_words()
             self.close()
-            raise UsageError(f"{python}: {text}")
+            raise UsageError(f"{program}: {text}{how_to_install(program, text or '')}")
         self.device = first.device
 
     def send(self, line: bytes) -> None:
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(line + b"\n")
-            self._process.stdin.flush()
+        self._child.send(line)
 
     def read(self, timeout_s: float) -> Answer | None:
         """The next answer; None when the worker has died, or said nothing for so long (and was ended)."""
-        import select
-
-        assert self._process.stdout is not None
-        descriptor = self._process.stdout.fileno()
-        deadline = time.monotonic() + timeout_s
-        while b"\n" not in self._buffer:
-            left = deadline - time.monotonic()
-            ready, _, _ = select.select([descriptor], [], [], max(left, 0))
-            if not ready:
-                self._process.kill()
-                return None
-            piece = os.read(descriptor, 1 << 20)
-            if not piece:
-                return None
-            self._buffer += piece
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return self._decoder.decode(line)
+        line = self._child.read_line(timeout_s)
+        if line is None and not self._child.ended:
+            self._child.process.kill()
+        return None if line is None else _decode_answer(line)
 
     def last_words(self) -> str:
         """The last line of its standard error (which it empties before each case), or how it ended."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(10)
-        self._stderr.seek(0)
-        lines = [line for line in self._stderr.read().decode(errors="replace").splitlines() if line.strip()]
-        code = self._process.poll()
+        code = self._child.wait(10)
+        line = self._child.last_line()
         ending = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-        return f"{lines[-1].strip()[:300]} ({ending})" if lines else f"it ended ({ending})"
+        return f"{line[:300]} ({ending})" if line else f"it ended ({ending})"
 
     def close(self) -> None:
         """Ends it, at once if it does not end by itself."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
-        self._stderr.close()
+        self._child.close()
 
 
 class Session:
     """Workers, one after another, that answer the jobs of one benchmark."""
 
     def __init__(self, python: str | None, need_gpu: bool) -> None:
-        self._python = python or sys.executable
+        self._python = python
         self._worker = WorkerProcess(self._python)
         if need_gpu and self._worker.device is None:
             self.close()

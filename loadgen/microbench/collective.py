@@ -21,6 +21,7 @@ refuses two ranks on one GPU.
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -32,11 +33,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import click
 import msgspec
 
 from loadgen.errors import LoadgenError, UsageError
 from loadgen.microbench.kernel_file import KernelFile, find
+from loadgen.processes import child_environ, how_to_install
 
 SHAPES = [(1, 5120), (8, 5120), (64, 5120), (256, 5120), (2048, 5120), (8192, 5120)]
 WINDOWS = 30  # samples of each implementation
@@ -354,14 +355,22 @@ def _shape(text: str) -> tuple[int, int]:
     return int(tokens), int(hidden)
 
 
-@click.command()
-@click.option("--ranks", type=int)
-@click.option("--shape", "shapes", multiple=True)
-@click.option("--one-gpu", is_flag=True)
-def main(ranks: int | None, shapes: tuple[str, ...], one_gpu: bool) -> None:
-    """Measures all-reduce over several GPUs, and prints JSON lines; ``loadgen kernels all-reduce`` has the help."""
+def main(argv: list[str]) -> int:
+    """The child process of :func:`measure_apart`: answers with a JSON line for each result.
+
+    Without click, which a Python that has torch need not have.
+
+    Returns:
+        The exit code: 1 when a result is wrong.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--ranks", type=int)
+    parser.add_argument("--shape", action="append", default=[])
+    parser.add_argument("--one-gpu", action="store_true")
+    asked = parser.parse_args(argv)
+    ranks, one_gpu = asked.ranks, asked.one_gpu
     try:
-        wanted = [_shape(text) for text in shapes] or SHAPES
+        wanted = [_shape(text) for text in asked.shape] or SHAPES
         try:
             import torch
         except ImportError:
@@ -371,12 +380,12 @@ def main(ranks: int | None, shapes: tuple[str, ...], one_gpu: bool) -> None:
             ) from None
         found = measure((2 if one_gpu else torch.cuda.device_count()) if ranks is None else ranks, wanted, one_gpu)
     except LoadgenError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(error.exit_code)
+        sys.stderr.write(f"Error: {error}\n")
+        return error.exit_code
     for row in found:
-        click.echo(msgspec.json.encode(row).decode())
-    if any(row.complaint for row in found):
-        sys.exit(1)
+        sys.stdout.buffer.write(msgspec.json.encode(row) + b"\n")
+    sys.stdout.flush()
+    return int(any(row.complaint for row in found))
 
 
 def measure_apart(
@@ -396,10 +405,8 @@ def measure_apart(
     command = [program, "-m", "loadgen.microbench.collective", *words]
     if ranks is not None:
         command += ["--ranks", str(ranks)]
-    # That Python need not have loadgen installed.
-    path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(Path(__file__).resolve().parents[2]))))
     try:
-        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+        done = subprocess.run(command, env=child_environ(python), capture_output=True, text=True)
     except OSError as error:
         raise UsageError(f"--python {program}: {error.strerror}") from None
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
@@ -408,9 +415,9 @@ def measure_apart(
     said = done.stderr.strip().splitlines() or [f"it ended with exit code {done.returncode} and said nothing"]
     told = next((line.removeprefix("Error: ") for line in said if line.startswith("Error: ")), None)
     if told is None:
-        raise UsageError(f"{program}: {said[-1]}")
+        raise UsageError(f"{program}: {said[-1]}{how_to_install(program, said[-1])}")
     raise (UsageError if done.returncode == UsageError.exit_code else LoadgenError)(told)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -402,8 +402,6 @@ def _first_line(error: BaseException) -> str:
 
 # What CUDA itself and its libraries say, whose errors have no type of their own in torch.
 _SHORTAGES = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-
-
 _WANTED = re.compile(r"Tried to allocate ([\d.]+ \w+)\..*? of which ([\d.]+ \w+) is free")
 
 

@@ -93,14 +93,50 @@ def highest_rate(rows: list[CalibrationRow], within: Callable[[CalibrationRow], 
     return best
 
 
+def _measure(spec: LevelSpec, runner: Runner, tail: RunTail, engine_url: str) -> CalibrationRow:
+    """Runs one load and compares its records with the engine's own stamps.
+
+    Raises:
+        LoadgenError: it was interrupted, or gave no measurement.
+    """
+    import numpy as np
+
+    samples: list[ClientSample] = []
+    asyncio.run(get_json(f"{engine_url}/sim/lateness"))  # starts it anew
+    mark = runner.run_level(spec, first_index=0, on_sample=samples.append)
+    if mark.interrupted:
+        raise LoadgenError(f"calibration stopped: {mark.interrupted}")
+    records = list(tail.records(runner.take_unwritten()))
+    late = asyncio.run(get_json(f"{engine_url}/sim/lateness"))
+    log = asyncio.run(get_json(f"{engine_url}/sim/requests"))
+    stamps = {int(row[0].rpartition("-")[2]): (row[1], row[2], row[3]) for row in log}
+    good = [r for r in records if r.phase == "measure" and r.error is None]
+    ttft, tpot = errors_of(good, stamps)
+    load = f"{spec.concurrency} in flight"
+    if not ttft or not tpot:
+        raise LoadgenError(f"{load}: nothing ended within {spec.duration_s:g} s; use a longer --duration")
+    level = summarize_level(spec.load, records, samples, mark)
+    if not level.output_throughput_tps:
+        raise LoadgenError(f"{load}: no token came within {spec.duration_s:g} s; use a longer --duration")
+    return CalibrationRow(
+        concurrency=spec.concurrency,
+        requests=len(ttft),
+        output_throughput_tps=level.output_throughput_tps,
+        ttft_error_mean_s=float(np.mean(ttft)),
+        ttft_error_p99_s=float(np.quantile(ttft, 0.99)),
+        tpot_error_share=float(np.mean(tpot)),
+        utilization=level.client.utilization,
+        lateness_mean_s=level.client.lateness_s.mean,
+        engine_lateness_mean_s=float(late.get("mean_s", 0.0)),
+    )
+
+
 def calibrate(levels: list[int], duration_s: float, workers: int | None, say: Callable[[str], None]) -> Calibration:
     """Runs every load and keeps the result for later runs on this machine.
 
     Raises:
         LoadgenError: a load gave no measurement.
     """
-    import numpy as np
-
     config = SimConfig(mode="fixed", ttft_s=TTFT_S, tpot_s=TPOT_S)
     tokens = TokenRange(OUTPUT_TOKENS, OUTPUT_TOKENS)
     source = SourceSpec(seed=0, input_tokens=TokenRange(INPUT_TOKENS, INPUT_TOKENS), output_tokens=tokens)
@@ -130,39 +166,7 @@ def calibrate(levels: list[int], duration_s: float, workers: int | None, say: Ca
                 for index, concurrency in enumerate(levels):
                     say(f"{concurrency} in flight ...")
                     spec = LevelSpec(index=index, concurrency=concurrency, duration_s=duration_s)
-                    samples: list[ClientSample] = []
-                    asyncio.run(get_json(f"{engine.url}/sim/lateness"))
-                    mark = runner.run_level(spec, first_index=0, on_sample=samples.append)
-                    if mark.interrupted:
-                        raise LoadgenError(f"calibration stopped: {mark.interrupted}")
-                    records = list(tail.records(runner.take_unwritten()))
-                    late = asyncio.run(get_json(f"{engine.url}/sim/lateness"))
-                    log = asyncio.run(get_json(f"{engine.url}/sim/requests"))
-                    stamps = {int(row[0].rpartition("-")[2]): (row[1], row[2], row[3]) for row in log}
-                    good = [r for r in records if r.phase == "measure" and r.error is None]
-                    ttft, tpot = errors_of(good, stamps)
-                    if not ttft or not tpot:
-                        raise LoadgenError(
-                            f"{concurrency} in flight: nothing ended within {duration_s:g} s; use a longer --duration"
-                        )
-                    level = summarize_level(spec.load, records, samples, mark)
-                    if not level.output_throughput_tps:
-                        raise LoadgenError(
-                            f"{concurrency} in flight: no token came within {duration_s:g} s; use a longer --duration"
-                        )
-                    rows.append(
-                        CalibrationRow(
-                            concurrency=concurrency,
-                            requests=len(ttft),
-                            output_throughput_tps=level.output_throughput_tps,
-                            ttft_error_mean_s=float(np.mean(ttft)),
-                            ttft_error_p99_s=float(np.quantile(ttft, 0.99)),
-                            tpot_error_share=float(np.mean(tpot)),
-                            utilization=level.client.utilization,
-                            lateness_mean_s=level.client.lateness_s.mean,
-                            engine_lateness_mean_s=float(late.get("mean_s", 0.0)),
-                        )
-                    )
+                    rows.append(_measure(spec, runner, tail, engine.url))
             finally:
                 runner.close()
     result = Calibration(

@@ -265,6 +265,7 @@ def test_charts_show_what_the_summary_holds(browser: Any, levels_page: Path) -> 
 def test_percentile_curves_agree_with_the_summary(browser: Any, levels_page: Path) -> None:
     summary = json.loads((LEVELS / "summary.json").read_bytes())
     with Opened(browser, levels_page) as opened:
+        assert len(summary["levels"]) > 1
         for (_, _, points), one in zip(opened.drawn("percentiles-ttft"), summary["levels"], strict=True):
             assert points[-1][1] == pytest.approx(one["ttft_s"]["max"] * 1e3, rel=1e-3)
             middle = min(points, key=lambda point: abs(point[0] - 0.30103))

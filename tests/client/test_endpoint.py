@@ -170,7 +170,7 @@ def test_header_that_would_break_out_of_its_line_is_refused(name: str, value: st
 @pytest.mark.parametrize(
     ("name", "value"), [("Authorization", "Bearer a.b-c=="), ("x-my_id.2", ""), ("X-A", "a: b, c")]
 )
-def test_ordinary_header_is_taken(name: str, value: str) -> None:
+def test_check_accepts_ordinary_headers(name: str, value: str) -> None:
     check_header(name, value)
 
 
@@ -272,5 +272,5 @@ def test_prompt_that_the_api_cannot_carry_is_refused(api: Api, prompt: Prompt, a
 @pytest.mark.parametrize(
     ("api", "prompt"), [("completions", TEXT), ("completions", TOKEN_IDS), ("chat", TEXT), ("chat", MESSAGES)]
 )
-def test_prompt_that_the_api_carries_is_taken(api: Api, prompt: Prompt) -> None:
+def test_check_accepts_prompts_that_the_api_carries(api: Api, prompt: Prompt) -> None:
     check_prompt(api, prompt)

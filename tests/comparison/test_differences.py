@@ -176,10 +176,11 @@ def test_everything_twice_as_slow() -> None:
 
 def test_a_run_against_itself() -> None:
     result = compare(side(level(slot())), side(level(slot())), launch_sd={})
-    for shown in result.levels[0].effects:
-        if shown.ratio is not None:
-            assert (shown.ratio, shown.p, shown.word) == (1, 1, "no detectable difference")
-            assert shown.ratio_ci95 is not None and shown.ratio_ci95[0] <= 1 <= shown.ratio_ci95[1]
+    measured = [shown for shown in result.levels[0].effects if shown.ratio is not None]
+    assert {shown.metric for shown in measured} == {shown.metric for shown in result.levels[0].effects}
+    for shown in measured:
+        assert (shown.ratio, shown.p, shown.word) == (1, 1, "no detectable difference")
+        assert shown.ratio_ci95 is not None and shown.ratio_ci95[0] <= 1 <= shown.ratio_ci95[1]
 
 
 def test_faster_is_less_latency_and_more_tokens() -> None:
@@ -290,7 +291,9 @@ def test_failed_requests_are_ranked_behind_all_others() -> None:
 
 def test_too_short_a_window_has_no_interval() -> None:
     slow = [request(3000 * i, 1000, 2000, prompt_id=f"p{i}") for i in range(6)]
-    for shown in compare(side(level(slow)), side(level(slow))).levels[0].effects:
+    effects = compare(side(level(slow)), side(level(slow))).levels[0].effects
+    assert len(effects) > 5
+    for shown in effects:
         assert shown.word == "n/a" and shown.why
 
 
@@ -598,7 +601,9 @@ def test_exchanging_the_sides_inverts_ratios_and_their_intervals(
     a: list[RequestRecord], b: list[RequestRecord]
 ) -> None:
     opposite = {"faster": "slower", "slower": "faster", NONE: NONE, "n/a": "n/a"}
-    for one, other in zip(effects_of(a, b), effects_of(b, a), strict=True):
+    pairs = list(zip(effects_of(a, b), effects_of(b, a), strict=True))
+    assert any(one.ratio_ci95 is not None for one, _ in pairs)
+    for one, other in pairs:
         assert other.word == opposite[one.word]
         assert (one.a, one.b) == (other.b, other.a)
         if one.ratio is None or one.ratio_ci95 is None:
@@ -632,10 +637,10 @@ def test_one_failed_request_more_improves_no_metric(
 ) -> None:
     more = failure(sent, *([1] if streamed else []), end=sent + took, seq=999, prompt_id="more")
     before, after = values(records), values([*records, more])
-    for key, value in after.items():
-        old = before[key]
-        if value is not None and old is not None:
-            assert value <= old if key[0] == THROUGHPUT else value >= old
+    both = [key for key, value in after.items() if value is not None and before[key] is not None]
+    assert {THROUGHPUT, "ttft_s"} <= {metric for metric, _ in both}
+    for key in both:
+        assert after[key] <= before[key] if key[0] == THROUGHPUT else after[key] >= before[key]
 
 
 @quick

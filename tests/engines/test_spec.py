@@ -213,11 +213,11 @@ def quantized(method: str) -> Model:
     ],
     ids=["just so", "shared", "halved", "fp8", "awq", "bf16", "fp16", "auto", "unknown"],
 )
-def test_what_fits_is_let_through(fields: dict[str, Any], model: Model, device: Gpu) -> None:
+def test_check_fit_accepts_what_fits(fields: dict[str, Any], model: Model, device: Gpu) -> None:
     check_fit(spec(**fields), model, [device], None)
 
 
-def test_without_a_gpu_nothing_is_checked() -> None:
+def test_check_fit_accepts_anything_without_a_gpu() -> None:
     check_fit(spec(dtype="fp8"), LLAMA, [], None)
 
 

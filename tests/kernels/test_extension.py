@@ -171,13 +171,13 @@ def test_addresses_that_are_not_aligned(ops):
 
 
 @pytest.mark.parametrize("name", ["add_rms_norm", "silu_and_mul", "kv_cache_write"])
-def test_no_tokens_are_no_error(ops, name):
+def test_an_operator_accepts_no_tokens(ops, name):
     call(ops, name, ARGUMENTS[name](tokens=0))
     torch.cuda.synchronize()
 
 
 @pytest.mark.parametrize("name", list(ARGUMENTS))
-def test_registration(ops, name):
+def test_opcheck_accepts_the_registration(ops, name):
     """Schema, mutability, fake kernel and functionalisation, by torch's own check."""
     torch.library.opcheck(getattr(ops, name).default, ARGUMENTS[name]())
 

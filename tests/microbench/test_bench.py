@@ -115,7 +115,11 @@ def test_a_worker_that_says_nothing_is_ended(kernel: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     ("asked", "words"),
-    [("no-torch", r"loadgen\[kernels\]"), ("no-gpu", "no GPU"), ("dies", "No module named 'msgspec'")],
+    [
+        ("no-torch", r"loadgen\[kernels\]"),
+        ("no-gpu", "no GPU"),
+        ("dies", f"No module named 'msgspec'.*{FAKE.name} -m pip install msgspec"),
+    ],
 )
 def test_machines_that_cannot_measure(kernel: Path, monkeypatch: pytest.MonkeyPatch, asked: str, words: str) -> None:
     monkeypatch.setenv("FAKE_WORKER", asked)
@@ -127,6 +131,14 @@ def test_machines_that_cannot_measure(kernel: Path, monkeypatch: pytest.MonkeyPa
 def test_a_python_that_is_none(kernel: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
         run_bench(spec(kernel, python="/no/such/python"), lambda _: None)
+
+
+def test_another_python_finds_loadgen_and_nothing_beside_it(kernel: Path, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nls "${{PYTHONPATH%%:*}}" > {tmp_path}/found\nexec {FAKE}\n')
+    python.chmod(0o755)
+    run_bench(spec(kernel, python=str(python)), lambda _: None)
+    assert (tmp_path / "found").read_text().split() == ["loadgen"]
 
 
 def test_peaks_that_cannot_be_measured(kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:

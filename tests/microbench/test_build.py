@@ -120,7 +120,7 @@ def test_a_toolkit_is_asked_for_what_it_knows(
 
 
 @pytest.mark.parametrize("capability", list(ARCHITECTURES))
-def test_every_known_architecture_compiles_with_its_first_toolkit(capability: tuple[int, int]) -> None:
+def test_check_accepts_the_first_toolkit_of_every_known_architecture(capability: tuple[int, int]) -> None:
     check_architecture(Architecture(capability), ARCHITECTURES[capability][1], None)
 
 

@@ -97,6 +97,13 @@ def test_results_are_passed_on_with_the_exit_code(python: Path, code: int) -> No
     assert asked[2:] == ["--shape", "1x5120", "--shape", "8x5120", "--ranks", "2"]
 
 
+def test_another_python_finds_loadgen_and_nothing_beside_it(python: Path) -> None:
+    line = msgspec.json.encode(ROW).decode()
+    script(python, f"ls \"${{PYTHONPATH%%:*}}\" > {python.parent}/found; echo '{line}'")
+    assert loadgen("--python", str(python)).return_value == 0
+    assert (python.parent / "found").read_text().split() == ["loadgen"]
+
+
 def test_what_a_rank_says_when_it_fails(python: Path) -> None:
     script(python, "echo 'Error: a rank of the all-reduce failed: no room' >&2; exit 1")
     done = loadgen("--python", str(python))
@@ -105,6 +112,7 @@ def test_what_a_rank_says_when_it_fails(python: Path) -> None:
     script(python, "echo \"ModuleNotFoundError: No module named 'msgspec'\" >&2; exit 1")
     done = loadgen("--python", str(python))
     assert isinstance(done.exception, UsageError) and "No module named 'msgspec'" in str(done.exception)
+    assert str(done.exception).endswith(f"; install it there with {python} -m pip install msgspec")
 
 
 def test_a_python_that_is_none() -> None:

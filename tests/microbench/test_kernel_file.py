@@ -74,7 +74,9 @@ def test_files_by_path_folder_and_name(tmp_path: Path) -> None:
 
 
 def test_every_kernel_that_comes_along_can_be_described() -> None:
-    for path in find([]):
+    paths = find([])
+    assert paths
+    for path in paths:
         found = describe(path)
         assert found.implementations, path
         assert 10 < len(found.title) <= 110, path

@@ -134,13 +134,17 @@ def test_texts_keep_their_bounds(
 @pytest.mark.parametrize("kind", ["chat", "completion"])
 def test_a_context_of_4096_tokens_is_enough(kind: str) -> None:
     """By a generous count: five letters of a word, a digit and a mark are a token each."""
-    for line in map(json.loads, make(kind, 1000, 4)):
+    lines = [json.loads(line) for line in make(kind, 1000, 4)]
+    assert len(lines) == 1000
+    for line in lines:
         tokens = len(re.findall(r"[A-Za-z]{1,5}|\d|[^\sA-Za-z\d]|\n+", text_of(line)))
         assert tokens + line["output_tokens"] <= 4096
 
 
 def test_chat_lines_are_a_system_and_a_user_message() -> None:
-    for line in map(json.loads, make("chat", 100, 0)):
+    lines = [json.loads(line) for line in make("chat", 100, 0)]
+    assert len(lines) == 100
+    for line in lines:
         assert [list(message) for message in line["messages"]] == [["role", "content"]] * 2
         assert [message["role"] for message in line["messages"]] == ["system", "user"]
 
@@ -148,7 +152,9 @@ def test_chat_lines_are_a_system_and_a_user_message() -> None:
 def test_texts_are_filled_and_do_not_end_in_white_space() -> None:
     slot = re.compile(r"<[a-z]+\d?>|<\d+\.\.\d+>")
     for kind in ("chat", "completion"):
-        for line in map(json.loads, make(kind, 500, 0)):
+        lines = [json.loads(line) for line in make(kind, 500, 0)]
+        assert len(lines) == 500
+        for line in lines:
             text = text_of(line)
             assert text == text.strip()
             assert slot.search(text) is None
@@ -248,6 +254,7 @@ def test_every_template_can_be_filled() -> None:
         templates += [*request.questions, *request.wishes]
     for document in phrases.DOCUMENTS.values():
         templates += [*document.openings, *document.pieces]
+    assert len(templates) > 500
     for template in templates:
         assert datasets._Pen("any").fill(template)
 

@@ -12,17 +12,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-import loadgen
 from loadgen.engines import doctor
-from loadgen.engines.installs import clean_environ
 from loadgen.errors import LoadgenError, RunFolderError, UsageError
 from loadgen.microbench.kernel_file import describe
 from loadgen.microbench.profiling.records import (
@@ -38,12 +34,12 @@ from loadgen.microbench.profiling.records import (
     trace_records,
 )
 from loadgen.microbench.profiling.text import Profile, explain, render
+from loadgen.processes import child_environ
 
 __all__ = ["Profile", "ProfileRecord", "ProfileSpec", "explain", "profile", "render"]
 
 RECORDS = "profile.jsonl"
 TARGET = "loadgen.microbench.profiling.target"
-TARGET_FAILED = 3
 TIMEOUT_S = 1800.0  # compiling, and ncu's replays
 LAST_LINES = 6
 # Where CUDA's packages put the programs without putting them on PATH; the newest release sorts last.
@@ -132,13 +128,14 @@ def profile(spec: ProfileSpec, say: Callable[[str], None]) -> Profile:
         (output / left).unlink(missing_ok=True)
     which = spec.implementation or "its first implementation"
     say(f"profiling {described.name}, {which}, with {spec.tool}: {spec.calls} calls")
-    with _environ() as environ:
-        if program is None:
-            parsed, files = _torch(spec, output, environ)
-        elif spec.tool == "nsys":
-            parsed, files = _nsys(spec, output, environ, program.path or "nsys")
-        else:
-            parsed, files = _ncu(spec, output, environ, program.path or "ncu")
+    environ = child_environ(spec.python)
+    environ["LC_ALL"] = "C"  # ncu writes numbers as the locale does
+    if program is None:
+        parsed, files = _torch(spec, output, environ)
+    elif spec.tool == "nsys":
+        parsed, files = _nsys(spec, output, environ, program.path or "nsys")
+    else:
+        parsed, files = _ncu(spec, output, environ, program.path or "ncu")
     facts = _facts(output)
     if not any(record.kind in ("kernel", "counter") for record in parsed.records):
         raise LoadgenError(
@@ -272,26 +269,6 @@ def target_command(spec: ProfileSpec, output: Path) -> list[str]:
         "--params", json.dumps(spec.params), "--tool", spec.tool, "--mode", spec.mode, "--calls", str(spec.calls),
         "--seed", str(spec.seed), "--output", str(output),
     ]  # fmt: skip
-
-
-@contextmanager
-def _environ() -> Iterator[dict[str, str]]:
-    """The environment of the target, whose Python may be another one and has to find loadgen.
-
-    In a checkout the folder above the package does. site-packages does not: all of this environment's
-    packages would hide the other's, so that a folder with a link to loadgen alone stands in for it.
-    """
-    environ = clean_environ()
-    environ["LC_ALL"] = "C"  # ncu writes numbers as the locale does
-    package = Path(loadgen.__file__).absolute().parent
-    folder = package.parent
-    with tempfile.TemporaryDirectory(prefix="loadgen-") as temporary:
-        if folder.name in ("site-packages", "dist-packages"):
-            folder = Path(temporary)
-            (folder / "loadgen").symlink_to(package, target_is_directory=True)
-        others = environ.get("PYTHONPATH")
-        environ["PYTHONPATH"] = os.pathsep.join([str(folder), others] if others else [str(folder)])
-        yield environ
 
 
 def _run(command: list[str], environ: dict[str, str]) -> Done:
