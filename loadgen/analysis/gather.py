@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loadgen.analysis.figures import Totals
 from loadgen.analysis.intervals import bin_amounts
@@ -19,6 +20,37 @@ if TYPE_CHECKING:
 MAX_EXAMPLES = 1000  # different error messages that are told apart
 STALL_FACTOR, STALL_LEAST_NS = 5, 10_000_000  # a stall is a gap beyond both: times the request's median, and absolute
 BATCH = 512  # records whose events are looked at together
+
+
+class TokenEvents(NamedTuple):
+    """The token events of several requests, one request behind another.
+
+    ``gaps_ns`` is the time before each event, of a request's first one since its send; ``lengths`` counts the events
+    of each request.
+    """
+
+    times_ns: NDArray[np.int64]
+    gaps_ns: NDArray[np.int64]
+    tokens: NDArray[np.int32]
+    lengths: NDArray[np.int64]
+
+
+def token_events(records: Sequence[RequestRecord]) -> TokenEvents:
+    """When the tokens of requests came, for all of them at once.
+
+    Args:
+        records: at least one; each was sent and has events.
+    """
+    import numpy as np
+
+    lengths = np.array([len(record.event_ns) for record in records])
+    total = int(lengths.sum())
+    gaps = np.fromiter(chain.from_iterable(record.event_ns for record in records), np.int64, total)
+    tokens = np.fromiter(chain.from_iterable(record.event_tokens for record in records), np.int32, total)
+    begins = np.cumsum(lengths) - lengths
+    since = np.cumsum(gaps)
+    sent = np.array([record.sent_ns for record in records], dtype=np.int64)
+    return TokenEvents(since + np.repeat(sent - since[begins] + gaps[begins], lengths), gaps, tokens, lengths)
 
 
 class LevelAccumulator:
@@ -181,20 +213,13 @@ class LevelAccumulator:
             self._tokens_at = []
         if not self._events_of:
             return
-        records = [record for record, _ in self._events_of]
-        lengths = np.array([len(record.event_ns) for record in records])
-        total = int(lengths.sum())
-        gaps = np.fromiter(chain.from_iterable(record.event_ns for record in records), np.int64, total)
-        tokens = np.fromiter(chain.from_iterable(record.event_tokens for record in records), np.int32, total)
-        begins = np.cumsum(lengths) - lengths
-        since = np.cumsum(gaps)
-        sent = np.array([record.sent_ns for record in records], dtype=np.int64)
-        self._came(since + np.repeat(sent - since[begins] + gaps[begins], lengths), tokens)
+        events = token_events([record for record, _ in self._events_of])
+        self._came(events.times_ns, events.tokens)
         measured = np.array([measured for _, measured in self._events_of], dtype=bool)
         self._events_of = []
         if measured.any():
-            inside = np.repeat(measured, lengths)
-            self._gaps(gaps[inside], tokens[inside], lengths[measured])
+            inside = np.repeat(measured, events.lengths)
+            self._gaps(events.gaps_ns[inside], events.tokens[inside], events.lengths[measured])
 
     def _binned(self, times_ns: NDArray[Any], amounts: NDArray[Any]) -> NDArray[np.float64]:
         return bin_amounts(times_ns, amounts, self.start_ns, self.end_ns)

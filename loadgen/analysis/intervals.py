@@ -174,8 +174,10 @@ def intervals(values: NDArray[Any], *, period: int | None = None) -> dict[str, t
     return ({} if mean is None else {"mean": mean}) | quantile_intervals(values, period=period)
 
 
-def bin_amounts(times_ns: NDArray[Any], amounts: NDArray[Any], start_ns: int, end_ns: int) -> NDArray[np.float64]:
-    """What came in each of :data:`RATE_BINS` equal parts of a window: tokens, say, or ended requests.
+def bin_amounts(
+    times_ns: NDArray[Any], amounts: NDArray[Any], start_ns: int, end_ns: int, bins: int = RATE_BINS
+) -> NDArray[np.float64]:
+    """What came in each of ``bins`` equal parts of a window: tokens, say, or ended requests.
 
     Adds up over records: a level's amounts are the sum of those of its requests.
     """
@@ -184,9 +186,9 @@ def bin_amounts(times_ns: NDArray[Any], amounts: NDArray[Any], start_ns: int, en
     # Relative to the window: a float has no room for nanoseconds since the machine's start.
     since = np.asarray(times_ns, dtype=np.int64) - start_ns
     inside = (since >= 0) & (since <= end_ns - start_ns)
-    place = np.minimum(since[inside] * RATE_BINS // max(end_ns - start_ns, 1), RATE_BINS - 1)
+    place = np.minimum(since[inside] * bins // max(end_ns - start_ns, 1), bins - 1)
     binned: NDArray[np.float64] = np.bincount(
-        place, weights=np.asarray(amounts, dtype=float)[inside], minlength=RATE_BINS
+        place, weights=np.asarray(amounts, dtype=float)[inside], minlength=bins
     ).astype(float)
     return binned
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from loadgen.analysis.gather import BATCH, token_events
+from loadgen.analysis.intervals import bin_amounts
 from loadgen.analysis.measure import Measured, measure_run
 from loadgen.analysis.outcome import outcome
 from loadgen.errors import UsageError
@@ -177,8 +179,8 @@ class _Gathered:
         self._window_ns = max(end_ns - start_ns, 1)
         self._rows: list[_Row] = []
         self._bins = np.zeros(BINS)
-        self._times: list[Any] = []
-        self._counts: list[Any] = []
+        self._streamed: list[RequestRecord] = []  # whose tokens are still to be counted
+        self._whole: list[tuple[int, int]] = []  # ns, tokens of replies that were not streamed
         self._events = self._tokens = 0
         self._cached = self._cacheable = 0
         self._sources: set[str] = set()
@@ -218,30 +220,28 @@ class _Gathered:
             self._cacheable += record.input_tokens
 
     def _count(self, record: RequestRecord) -> None:
-        import numpy as np
-
         if record.sent_ns is None or record.last_token_ns is None:
             return
-        if record.event_ns:
-            self._times.append(record.sent_ns - self._start_ns + np.cumsum(record.event_ns))
-            self._counts.append(record.event_tokens)
-        else:
-            self._times.append([record.last_token_ns - self._start_ns])
-            self._counts.append([record.output_tokens or 0])
-        if len(self._times) >= 1000:
+        if not record.event_ns:
+            self._whole.append((record.last_token_ns, record.output_tokens or 0))
+            return
+        self._streamed.append(record)
+        if len(self._streamed) >= BATCH:
             self._bin()
 
     def _bin(self) -> None:
         """Adds the tokens that were counted to the part of the window in which they came."""
         import numpy as np
 
-        if not self._times:
-            return
-        at, tokens = np.concatenate(self._times), np.concatenate(self._counts).astype(float)
-        inside = (at >= 0) & (at <= self._window_ns)
-        places = np.minimum(at[inside] * BINS // self._window_ns, BINS - 1)
-        self._bins += np.bincount(places, weights=tokens[inside], minlength=BINS)
-        self._times, self._counts = [], []
+        if self._streamed:
+            events = token_events(self._streamed)
+            self._add(events.times_ns, events.tokens)
+        if self._whole:
+            self._add(*np.array(self._whole, dtype=np.int64).T)
+        self._streamed, self._whole = [], []
+
+    def _add(self, times_ns: NDArray[Any], tokens: NDArray[Any]) -> None:
+        self._bins += bin_amounts(times_ns, tokens, self._start_ns, self._start_ns + self._window_ns, BINS)
 
     def sample(self) -> Sample:
         """What there is of the level."""

@@ -1,7 +1,7 @@
 """All-reduce with one process a GPU: the kernels of kernels/all_reduce.py over peers' memory, beside NCCL.
 
 ``loadgen kernels all-reduce`` runs ``PYTHON -m loadgen.microbench.collective --ranks 8 --shape 1x5120``, which prints
-one JSON object a line, a :class:`Measured`. Every rank's input stands in symmetric memory
+one JSON object a line, a :class:`BusTime`. Every rank's input stands in symmetric memory
 (:mod:`torch.distributed._symmetric_memory`), whose rendezvous maps it into all processes; NVLink multicast is not used.
 
 Order between the ranks. The kernels do not synchronise; the handle's ``barrier`` before them waits until all ranks
@@ -51,7 +51,7 @@ NCCL_TOLERANCE = (5e-2, 5e-2, 2e-2)
 Run = Callable[[], None]
 
 
-class Measured(msgspec.Struct, frozen=True, kw_only=True):
+class BusTime(msgspec.Struct, frozen=True, kw_only=True):
     """One implementation at one size.
 
     Attributes:
@@ -82,7 +82,7 @@ def bus_bandwidth(ranks: int, nbytes: int, seconds: float) -> float:
     return 2 * (ranks - 1) / ranks * nbytes / seconds
 
 
-def measure(ranks: int, shapes: list[tuple[int, int]], one_gpu: bool = False) -> list[Measured]:
+def measure(ranks: int, shapes: list[tuple[int, int]], one_gpu: bool = False) -> list[BusTime]:
     """Starts ``ranks`` processes, and gives what they measured.
 
     Args:
@@ -123,7 +123,7 @@ def measure(ranks: int, shapes: list[tuple[int, int]], one_gpu: bool = False) ->
                 if process.is_alive():
                     process.kill()
                 process.join()
-        return msgspec.json.decode((Path(folder) / "measured.json").read_bytes(), type=list[Measured])
+        return msgspec.json.decode((Path(folder) / "measured.json").read_bytes(), type=list[BusTime])
 
 
 def _worker(rank: int, ranks: int, shapes: list[tuple[int, int]], one_gpu: bool, folder: str) -> None:
@@ -142,7 +142,7 @@ def _worker(rank: int, ranks: int, shapes: list[tuple[int, int]], one_gpu: bool,
     )
     try:
         nccl = None if one_gpu else dist.new_group(backend="nccl")
-        found: list[Measured] = []
+        found: list[BusTime] = []
         for tokens, hidden in shapes:
             message = _Message(rank, ranks, tokens, hidden, nccl)
             found += message.measure(timed=not one_gpu)
@@ -250,7 +250,7 @@ class _Message:
         dist.all_gather_object(values, value)
         return values
 
-    def measure(self, timed: bool) -> list[Measured]:
+    def measure(self, timed: bool) -> list[BusTime]:
         """Checked, timed window by window in turns, and checked again."""
         runs = self.implementations()
         complaints = {name: self.complaint(name, run) for name, run in runs.items()}
@@ -267,7 +267,7 @@ class _Message:
             samples = seconds.get(name, []) if complaint is None else []
             median = sorted(samples)[len(samples) // 2] if samples else None
             found.append(
-                Measured(
+                BusTime(
                     implementation=name,
                     ranks=self.ranks,
                     tokens=self.tokens,
@@ -390,7 +390,7 @@ def main(argv: list[str]) -> int:
 
 def measure_apart(
     python: str | None, ranks: int | None, shapes: tuple[str, ...], one_gpu: bool
-) -> tuple[list[Measured], int]:
+) -> tuple[list[BusTime], int]:
     """:func:`main` in a process of its own, for torch stays out of loadgen's; what it measured, and its exit code.
 
     Args:
@@ -411,7 +411,7 @@ def measure_apart(
         raise UsageError(f"--python {program}: {error.strerror}") from None
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if lines:
-        return [msgspec.json.decode(line, type=Measured) for line in lines], done.returncode
+        return [msgspec.json.decode(line, type=BusTime) for line in lines], done.returncode
     said = done.stderr.strip().splitlines() or [f"it ended with exit code {done.returncode} and said nothing"]
     told = next((line.removeprefix("Error: ") for line in said if line.startswith("Error: ")), None)
     if told is None:

@@ -18,12 +18,12 @@ import struct
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from loadgen.analysis.figures import Window
+from loadgen.analysis.gather import token_events
 from loadgen.analysis.metrics import METRICS
 from loadgen.analysis.outcome import outcome
 from loadgen.analysis.summary import Summary
@@ -98,7 +98,7 @@ class LevelRequests:
             self.errors.append((record.seq, record.error.kind, record.error.message[:MAX_MESSAGE]))
         cancelled = record.error is not None and record.error.kind == "cancelled"
         sent = found.issued_ns if record.sent_ns is None else record.sent_ns
-        if record.event_ns:
+        if record.event_ns and record.sent_ns is not None:
             self._waiting.append(record)
             if len(self._waiting) == BATCH:
                 self._count()
@@ -124,11 +124,10 @@ class LevelRequests:
 
         if not self._waiting:
             return
-        times = np.concatenate([record.sent_ns + np.cumsum(record.event_ns) for record in self._waiting])
-        places = times // TENTH_NS
+        events = token_events(self._waiting)
+        places = events.times_ns // TENTH_NS
         first = int(places.min())
-        tokens = np.fromiter(chain.from_iterable(record.event_tokens for record in self._waiting), float, len(times))
-        counts = np.bincount(places - first, weights=tokens)
+        counts = np.bincount(places - first, weights=events.tokens)
         self._tokens.update({first + int(place): int(counts[place]) for place in np.flatnonzero(counts)})
         self._waiting = []
 

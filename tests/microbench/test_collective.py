@@ -11,9 +11,9 @@ from click.testing import CliRunner, Result
 
 from loadgen.cli.main import cli
 from loadgen.errors import LoadgenError, UsageError
-from loadgen.microbench.collective import Measured, bus_bandwidth
+from loadgen.microbench.collective import BusTime, bus_bandwidth
 
-ROW = Measured(implementation="one_shot", ranks=2, tokens=1, hidden=5120, bytes=10240, timer="graph", seconds=[1e-5])
+ROW = BusTime(implementation="one_shot", ranks=2, tokens=1, hidden=5120, bytes=10240, timer="graph", seconds=[1e-5])
 # Stands in for a Python that has torch and GPUs: writes its arguments down, then does as the test says.
 PYTHON = """#!/bin/sh
 echo "$@" > {folder}/asked
@@ -91,7 +91,7 @@ def test_results_are_passed_on_with_the_exit_code(python: Path, code: int) -> No
     script(python, f"echo 'NCCL version 2' ; echo '{line}'; exit {code}")
     done = loadgen("--ranks", "2", "--shape", "1x5120", "--shape", "8x5120", "--python", str(python))
     assert done.return_value == code
-    assert [msgspec.json.decode(row, type=Measured) for row in done.stdout.splitlines()] == [ROW]
+    assert [msgspec.json.decode(row, type=BusTime) for row in done.stdout.splitlines()] == [ROW]
     asked = (python.parent / "asked").read_text().split()
     assert asked[:2] == ["-m", "loadgen.microbench.collective"]
     assert asked[2:] == ["--shape", "1x5120", "--shape", "8x5120", "--ranks", "2"]
