@@ -17,7 +17,8 @@ from typing import TextIO
 from loadgen.analysis.figures import LevelSummary
 from loadgen.client.runner import LevelSpec
 from loadgen.records import ClientSample, Manifest
-from loadgen.report.terminal import latency_ms, one_line, printable
+from loadgen.report.terminal import latency_ms
+from loadgen.report.text import one_line, printable
 from loadgen.units import NS_PER_S, format_count, format_ms
 
 PLAIN_EVERY_S = 10.0

@@ -21,7 +21,8 @@ from loadgen.analysis.summary import Summary
 from loadgen.loads import Open, sort_key, without_round
 from loadgen.records import Manifest
 from loadgen.report.find import sentences
-from loadgen.report.terminal import fill, latency_ms, one_line
+from loadgen.report.terminal import latency_ms
+from loadgen.report.text import fill, one_line
 from loadgen.units import format_count
 
 FLAT = 0.1  # output that rises by no more than this is called flat

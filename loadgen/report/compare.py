@@ -13,14 +13,17 @@ from loadgen.comparison.differences import Comparison
 from loadgen.comparison.effects import Effect
 from loadgen.comparison.gate import Finding
 from loadgen.report.plan import interval
-from loadgen.report.terminal import SIMULATED, WIDTH, fill
+from loadgen.report.table import laid
+from loadgen.report.terminal import SIMULATED
+from loadgen.report.text import WIDTH, escaped, fill
 from loadgen.units import format_count, format_ms
 
 NAMES: dict[str, str] = {**LATENCIES, THROUGHPUT: "tokens/s"}
-HEAD = (
-    f"{'latencies in ms':<16}{'A':>8}{'B':>9}{'B - A':>9}{'B/A':>8}  {'95 % interval':<15}  B is",
-    "-" * 80,
-)
+# Figures of both sides, and what follows from them; speeds; capacities.
+EFFECTS = "{:<16}{:>8}{:>9}{:>9}{:>8}  {:<15}  {}"
+SPEEDS = "{:<18}{:>10}{:>10}{:>8}   {}"
+CAPACITIES = "{:<20}{:>15}{:>15}{:>15}  {}"
+HEAD = (*laid(EFFECTS, [("latencies in ms", "A", "B", "B - A", "B/A", "95 % interval", "B is")]), "-" * 80)
 WEIGHTS = {"spoils": "spoils", "limits": "caveat", "compared": "compared"}
 
 
@@ -130,36 +133,33 @@ def _ratio(value: float) -> str:
 
 
 def _row(effect: Effect) -> str:
-    if effect.ratio is not None and effect.ratio_ci95 is None:
-        return (
-            f"{_name(effect):<16}{_value(effect, effect.a):>8}{_value(effect, effect.b):>9}"
-            f"{_value(effect, effect.difference, signed=True):>9}{_ratio(effect.ratio):>8}  no interval"
-        )
-    if effect.ratio is None or effect.ratio_ci95 is None:
+    if effect.ratio is None:
         room = WIDTH - 21
         why = effect.why or ""
         return f"{_name(effect):<16}n/a  {why if len(why) <= room else why[: room - 3] + '...'}".rstrip()
-    low, high = effect.ratio_ci95
-    return (
-        f"{_name(effect):<16}{_value(effect, effect.a):>8}{_value(effect, effect.b):>9}"
-        f"{_value(effect, effect.difference, signed=True):>9}{_ratio(effect.ratio):>8}  "
-        f"{f'[{_ratio(low)}, {_ratio(high)}]':<15}  {_word(effect)}"
-    )
+    sides = [_value(effect, effect.a), _value(effect, effect.b), _value(effect, effect.difference, signed=True)]
+    cells = ["no interval", ""]
+    if effect.ratio_ci95 is not None:
+        low, high = effect.ratio_ci95
+        cells = [f"[{_ratio(low)}, {_ratio(high)}]", _word(effect)]
+    (row,) = laid(EFFECTS, [[_name(effect), *sides, _ratio(effect.ratio), *cells]])
+    return row
 
 
 def _speeds(comparison: Comparison) -> str:
-    lines = [
-        "Output tokens/s where a user gets as many (1 / TPOT p50), between levels",
-        f"{'tokens/s per user':<18}{'A':>10}{'B':>10}{'B/A':>8}   95 % interval",
-        "-" * 68,
+    title = "Output tokens/s where a user gets as many (1 / TPOT p50), between levels"
+    rows = [
+        [
+            format_count(speed.speed_tps),
+            format_count(speed.a_tps),
+            format_count(speed.b_tps),
+            f"{speed.ratio:.3f}",
+            "n/a" if speed.ratio_ci95 is None else f"[{speed.ratio_ci95[0]:.3f}, {speed.ratio_ci95[1]:.3f}]",
+        ]
+        for speed in comparison.speeds
     ]
-    for speed in comparison.speeds:
-        interval = "n/a" if speed.ratio_ci95 is None else f"[{speed.ratio_ci95[0]:.3f}, {speed.ratio_ci95[1]:.3f}]"
-        lines.append(
-            f"{format_count(speed.speed_tps):<18}{format_count(speed.a_tps):>10}{format_count(speed.b_tps):>10}"
-            f"{speed.ratio:>8.3f}   {interval}"
-        )
-    return "\n".join(lines)
+    head, *body = laid(SPEEDS, [["tokens/s per user", "A", "B", "B/A", "95 % interval"], *rows])
+    return "\n".join([title, head, "-" * 68, *body])
 
 
 def capacity_title(found: Capacities) -> str:
@@ -221,11 +221,12 @@ def _capacities(found: Capacities) -> str:
     if found.refused:
         return "\n".join([fill(capacity_title(found)), fill(f"n/a: {found.refused}", "  ")])
     head, *body = capacity_table(found)
-    lines = [f"{r[0]:<20}{r[1]:>15}{r[2]:>15}{r[3]:>15}" + (f"  {_SHORT[r[4]]}" if r[4] else "") for r in body]
+    shown = [[*row[:4], _SHORT[row[4]] if row[4] else ""] for row in body]
+    above, *lines = laid(CAPACITIES, [[*head[:4], "more"], *shown])
     return "\n".join(
         [
             fill(capacity_title(found)),
-            f"{head[0]:<20}{head[1]:>15}{head[2]:>15}{head[3]:>15}  more",
+            above,
             "-" * 77,
             *lines,
             *(fill(note) for note in capacity_notes(found)),
@@ -273,14 +274,14 @@ def _rulings(rulings: Sequence[Ruling]) -> list[str]:
 def markdown(comparison: Comparison, rulings: Sequence[Ruling] = ()) -> str:
     """The same as Markdown, with the intervals of the differences."""
     parts = [
-        f"**A** {_escaped(comparison.a)} ({_escaped(comparison.engine_a)}), "
-        f"**B** {_escaped(comparison.b)} ({_escaped(comparison.engine_b)})"
+        f"**A** {escaped(comparison.a)} ({escaped(comparison.engine_a)}), "
+        f"**B** {escaped(comparison.b)} ({escaped(comparison.engine_b)})"
     ]
     if comparison.simulated:
         parts.append(f"**{SIMULATED}**")
-    parts.append(f"**{_escaped(verdict_words(comparison))}**")
-    lines = [f"- {WEIGHTS[weight]}: {_escaped(text)}" for weight, text in grouped(comparison.findings)]
-    parts.append("\n".join(lines + [f"- {_escaped(text)}" for text in _alone(comparison)]))
+    parts.append(f"**{escaped(verdict_words(comparison))}**")
+    lines = [f"- {WEIGHTS[weight]}: {escaped(text)}" for weight, text in grouped(comparison.findings)]
+    parts.append("\n".join(lines + [f"- {escaped(text)}" for text in _alone(comparison)]))
     for level in comparison.levels:
         parts.append(
             f"### {level.name}\n\n{level.requests_a:,} and {level.requests_b:,} requests, {_rounds(level.rounds)}, "
@@ -302,15 +303,15 @@ def markdown(comparison: Comparison, rulings: Sequence[Ruling] = ()) -> str:
     if comparison.levels:
         parts += footnotes(comparison)
     if (found := comparison.capacities) is not None:
-        parts.append(f"### {_escaped(capacity_title(found))}")
+        parts.append(f"### {escaped(capacity_title(found))}")
         if found.refused:
-            parts.append(f"n/a: {_escaped(found.refused)}")
+            parts.append(f"n/a: {escaped(found.refused)}")
         else:
             head, *body = capacity_table(found)
-            rows = [f"| {' | '.join(map(_escaped, row))} |" for row in (head, *body)]
+            rows = [f"| {' | '.join(map(escaped, row))} |" for row in (head, *body)]
             parts.append("\n".join([rows[0], "|---|--:|--:|--:|---|", *rows[1:]]))
-            parts += [_escaped(note) for note in capacity_notes(found)]
-    parts += [_escaped(line) for line in _rulings(rulings)]
+            parts += [escaped(note) for note in capacity_notes(found)]
+    parts += [escaped(line) for line in _rulings(rulings)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -325,7 +326,7 @@ def _markdown_table(effects: Iterable[Effect]) -> str:
             )
             continue
         if effect.ratio is None or effect.ratio_ci95 is None:
-            rows.append(f"| {_name(effect)}{unit} | | | | | n/a | | {_escaped(effect.why or 'n/a')} |")
+            rows.append(f"| {_name(effect)}{unit} | | | | | n/a | | {escaped(effect.why or 'n/a')} |")
             continue
         low, high = effect.ratio_ci95
         between = ""
@@ -337,9 +338,3 @@ def _markdown_table(effects: Iterable[Effect]) -> str:
             f"| {_ratio(effect.ratio)} | {_ratio(low)} to {_ratio(high)} | {_word(effect)} |"
         )
     return "\n".join(rows)
-
-
-def _escaped(text: str) -> str:
-    for character in "\\|*_`<":
-        text = text.replace(character, "\\" + character)
-    return text

@@ -5,6 +5,7 @@ from __future__ import annotations
 from loadgen.analysis.find import Find
 from loadgen.analysis.probes import Probe
 from loadgen.analysis.search import CONFIRMING, Ends, Knee
+from loadgen.report.table import laid
 from loadgen.units import format_count, format_ms
 
 WIDE = 1.5
@@ -18,21 +19,24 @@ def sentences(find: Find) -> list[str]:
 def rows(find: Find) -> list[str]:
     """A table of the probes, in the order in which they were measured."""
     knee = find.kind == "knee"
-    last = f"{'tokens/s':>10}{'mean E2E':>14}" if knee else f"{'kept it':>9}{'95 % interval':>19}  the SLO"
-    head = f"{'level':>5}  {'load':<16}{'for':>7}{'requests/s':>11}{last}"
-    lines = [head, "-" * 79]
+    template = "{:>5}  {:<16}{:>7}{:>11}" + ("{:>10}{:>14}" if knee else "{:>9}{:>19}  {}")
+    heads = ["level", "load", "for", "requests/s"]
+    heads += ["tokens/s", "mean E2E"] if knee else ["kept it", "95 % interval", "the SLO"]
+    found = []
     for probe in find.probes:
         name = probe_name(probe) + (" *" if probe.purpose != "search" else "")
         rate = "n/a" if probe.rate_rps is None else format_count(probe.rate_rps)
-        line = f"{probe.index:>5}  {name:<16}{probe.duration_s:>5.0f} s{rate:>11}"
+        row = [str(probe.index), name, f"{probe.duration_s:.0f} s", rate]
         if knee:
             tokens = "n/a" if probe.throughput_tps is None else format_count(probe.throughput_tps)
-            line += f"{tokens:>10}{format_ms(probe.e2e_s):>11} ms"
+            row += [tokens, f"{format_ms(probe.e2e_s)} ms"]
         else:
             share = "?" if probe.share is None else f"{probe.share:.2%}"
             interval = "?" if probe.ci95 is None else f"{probe.ci95[0]:.2%} .. {probe.ci95[1]:.2%}"
-            line += f"{share:>9}{interval:>19}  {'-' if probe.word == 'not counted' else probe.word}"
-        lines.append(line.rstrip())
+            row += [share, interval, "-" if probe.word == "not counted" else probe.word]
+        found.append(row)
+    head, *lines = laid(template, [heads, *found])
+    lines = [head, "-" * 79, *lines]
     if any(probe.word == "not counted" for probe in find.probes):
         lines.append("-: not counted, since something else than the server was the limit")
     if any(probe.purpose != "search" for probe in find.probes):

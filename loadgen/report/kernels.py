@@ -6,7 +6,7 @@ import textwrap
 from typing import Any
 
 from loadgen.microbench.records import KernelManifest, KernelRecord
-from loadgen.report.terminal import WIDTH
+from loadgen.report.text import WIDTH
 
 HEAD = (
     "                              us    +-%   GB/s TFLOP/s  roof  against the best",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from loadgen.report.terminal import WIDTH, fill, one_line
+from loadgen.report.text import WIDTH, fill, one_line
 from loadgen.run_folders import RunEntry
 
 UNITS = ((86400 * 365, "y"), (86400, "d"), (3600, "h"), (60, "min"), (1, "s"))

@@ -6,7 +6,6 @@ come of a model's name or of an error's body.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,36 +20,10 @@ from loadgen.loads import Open
 from loadgen.records import Manifest
 from loadgen.report.answer import answer
 from loadgen.report.entry import Entry
-from loadgen.report.terminal import (
-    SIMULATED,
-    WITHHELD,
-    are_mixed,
-    cells,
-    one_line,
-    slo_words,
-    withheld,
-)
+from loadgen.report.table import markdown
+from loadgen.report.terminal import SIMULATED, WITHHELD, are_mixed, cells, slo_words, withheld
+from loadgen.report.text import code, escaped
 from loadgen.units import format_count
-
-# What Markdown or HTML could read as more than itself in the middle of a line; _ only where a word begins or ends.
-SPECIAL = re.compile(r"[\\`*\[\]<>|~&$^]|(?<!\w)_|_(?!\w)")
-# GitHub makes a mention, a reference, an emoji or a link of these, however they are written.
-MAGIC = re.compile(r"[@#](?=\w)|:(?=[\w+-]+:)|\b(?:https?|ftp)(?=:)|\bwww(?=\.)", re.IGNORECASE)
-NO_WIDTH = "\N{ZERO WIDTH SPACE}"
-
-
-def escaped(text: str) -> str:
-    """One line of text that shows as it is: what could be markup is written as a character reference."""
-    return _references(MAGIC.sub(lambda found: found[0] + NO_WIDTH, one_line(text)))
-
-
-def _references(text: str) -> str:
-    return SPECIAL.sub(lambda found: f"&#{ord(found[0])};", text)
-
-
-def code(text: str) -> str:
-    """The same in a fixed-width face, for names and commands, which can be copied from there."""
-    return f"<code>{_references(one_line(text))}</code>"
 
 
 def render(entries: Sequence[Entry]) -> str:
@@ -85,7 +58,7 @@ def _table(levels: Sequence[LevelSummary]) -> str:
         [_load(level, mixed), level.verdict.status, *cells(level, "markdown"), *(_slo(level) if with_slo else [])]
         for level in levels
     ]
-    return _lines(heads, rows, words=(1,))
+    return markdown([heads, *rows], words=(1,))
 
 
 def _load(level: LevelSummary, mixed: bool) -> str:
@@ -116,12 +89,6 @@ def _slo(level: LevelSummary) -> list[str]:
     if slo.attainment_ci95 is not None:
         share += f" ({slo.attainment_ci95[0]:.1%} to {slo.attainment_ci95[1]:.1%})"
     return [_count(slo.goodput_rps), share]
-
-
-def _lines(heads: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int]) -> str:
-    """A table; columns are numbers but for ``words``. Cells are escaped already."""
-    sides = "|".join("---" if i in words else "--:" for i in range(len(heads)))
-    return "\n".join([f"| {' | '.join(heads)} |", f"|{sides}|", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def _notes(summary: Summary) -> str:
@@ -190,4 +157,4 @@ def _side_by_side(entries: Sequence[Entry]) -> str:
             if not own:
                 rows.append([load, name, "not measured", *["n/a"] * 6])
     heads = ["load", "run", "verdict", *_heads()]
-    return _lines(heads, rows, words=(1, 2)) if rows else ""
+    return markdown([heads, *rows], words=(1, 2)) if rows else ""

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from loadgen.analysis.bursts import share_words
 from loadgen.analysis.capacity import Interval
 from loadgen.analysis.plan import Fleet, Plan, scaled
-from loadgen.report.terminal import SIMULATED, fill
+from loadgen.report.table import fitted
+from loadgen.report.table import markdown as markdown_table
+from loadgen.report.terminal import SIMULATED
+from loadgen.report.text import escaped, fill
 from loadgen.units import format_count
 
 UNKNOWN = "?"
@@ -17,10 +20,10 @@ def render(plans: Sequence[Plan]) -> str:
     """Every plan in turn, then the capacities side by side where there are several."""
     parts = [_terminal(plan) for plan in plans]
     if len(plans) > 1:
-        parts.append("\n".join(["Side by side", *_columns(side_by_side(plans))]))
+        parts.append("\n".join(["Side by side", *fitted(side_by_side(plans))]))
     for plan in plans:
         if plan.bursts:
-            parts.append("\n".join([fill(_burst_title(plan)), *_columns(bursts(plan))]))
+            parts.append("\n".join([fill(_burst_title(plan)), *fitted(bursts(plan))]))
     return "\n\n\n".join(parts) + "\n"
 
 
@@ -28,10 +31,10 @@ def markdown(plans: Sequence[Plan]) -> str:
     """The same as Markdown."""
     parts = [_markdown(plan) for plan in plans]
     if len(plans) > 1:
-        parts.append("\n".join(["## Side by side", "", *_table(side_by_side(plans))]))
+        parts.append("\n".join(["## Side by side", "", _table(side_by_side(plans))]))
     for plan in plans:
         if plan.bursts:
-            parts.append("\n".join([f"### {_burst_title(plan)}", "", *_table(bursts(plan))]))
+            parts.append("\n".join([f"### {escaped(_burst_title(plan))}", "", _table(bursts(plan))]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -229,10 +232,10 @@ def _terminal(plan: Plan) -> str:
     else:
         parts.append("\n".join(["One replica", *(fill(f"{name}: {value}", "  ") for name, value in replica(plan))]))
         if plan.fleets:
-            parts.append("\n".join(["Replicas, the peak as it is and grown", *_columns(fleets(plan))]))
-        parts.append("\n".join(["At a speed for each user, in place of the SLO's TPOT", *_columns(speeds(plan))]))
+            parts.append("\n".join(["Replicas, the peak as it is and grown", *fitted(fleets(plan))]))
+        parts.append("\n".join(["At a speed for each user, in place of the SLO's TPOT", *fitted(speeds(plan))]))
     if plan.points:
-        parts.append("\n".join(["What it rests on", *_columns(levels(plan))]))
+        parts.append("\n".join(["What it rests on", *fitted(levels(plan))]))
     notes = undecided(plan) + (footnotes(plan) if plan.refused is None else [])
     if notes:
         parts.append("\n".join(fill(note) for note in notes))
@@ -241,38 +244,24 @@ def _terminal(plan: Plan) -> str:
 
 def _markdown(plan: Plan) -> str:
     first, *rest = heading(plan)
-    parts = [f"# {first}", "  \n".join(rest)]
+    parts = [f"# {escaped(first)}", "  \n".join(map(escaped, rest))]
     if plan.simulated:
         parts.append(f"**{SIMULATED}**")
     if plan.refused is not None:
-        parts.append(f"**NO PLAN:** {plan.refused}.")
+        parts.append(f"**NO PLAN:** {escaped(plan.refused)}.")
     else:
-        parts.append("\n".join(["## One replica", "", *_table([["", ""], *(list(row) for row in replica(plan))])]))
+        parts.append("\n".join(["## One replica", "", _table([["", ""], *(list(row) for row in replica(plan))])]))
         if plan.fleets:
-            parts.append("\n".join(["## Replicas, the peak as it is and grown", "", *_table(fleets(plan))]))
+            parts.append("\n".join(["## Replicas, the peak as it is and grown", "", _table(fleets(plan))]))
         title = "## At a speed for each user, in place of the SLO's TPOT"
-        parts.append("\n".join([title, "", *_table(speeds(plan))]))
+        parts.append("\n".join([title, "", _table(speeds(plan))]))
     if plan.points:
-        parts.append("\n".join(["## What it rests on", "", *_table(levels(plan))]))
+        parts.append("\n".join(["## What it rests on", "", _table(levels(plan))]))
     notes = undecided(plan) + (footnotes(plan) if plan.refused is None else [])
     if notes:
-        parts.append("\n".join(f"- {note}" for note in notes))
+        parts.append("\n".join(f"- {escaped(note)}" for note in notes))
     return "\n\n".join(parts)
 
 
-def _columns(rows: list[list[str]]) -> list[str]:
-    """The first column to the left, the others to the right, two spaces between them."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    ]
-    lines = [line.rstrip() for line in lines]
-    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
-
-
-def _table(rows: list[list[str]]) -> list[str]:
-    head, *body = (f"| {' | '.join(row)} |" for row in rows)
-    return [head, f"|---|{'--:|' * (len(rows[0]) - 1)}", *body]
+def _table(rows: list[list[str]]) -> str:
+    return markdown_table([list(map(escaped, row)) for row in rows])

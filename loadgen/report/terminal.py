@@ -20,10 +20,11 @@ from loadgen.engines.offline import OfflineReport
 from loadgen.loads import Open
 from loadgen.records import LoadEntry, Manifest
 from loadgen.report.find import rows, sentences
+from loadgen.report.table import laid
+from loadgen.report.text import WIDTH, fill, one_line, printable
 from loadgen.units import format_count, format_ms
 
 SIMULATED = "SIMULATED: these figures come from the embedded engine's model, not from a GPU."
-WIDTH = 80
 
 
 SIDE_BY_SIDE = [column for column in shown_in("markdown") if column[0].key != "request_throughput_rps"]
@@ -31,21 +32,6 @@ WITHHELD = "-"
 # Heads and width of the columns that are one number.
 VALUE_HEADS = {"output_throughput_tps": ("output", "tokens/s", 11), "request_throughput_rps": ("requests", "/s", 9)}
 ROUNDS = "2/8: the second round at 8 in flight"
-
-
-def fill(text: str, indent: str = "") -> str:
-    """A paragraph in lines of at most 80 columns, the later ones indented by two more."""
-    return textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False)
-
-
-def printable(text: str) -> str:
-    """The text without what moves a terminal's cursor or changes its colours; line feeds stay."""
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
-
-
-def one_line(text: str) -> str:
-    """The same on one line."""
-    return printable(" ".join(text.split()))
 
 
 def withheld(level: LevelSummary) -> bool:
@@ -135,33 +121,30 @@ def load_column(levels: list[LevelSummary]) -> tuple[str, str]:
 def _table(levels: list[LevelSummary]) -> str:
     upper, lower = load_column(levels)
     mixed = are_mixed(levels)
-    columns = _columns(list(shown_in("terminal")))
-    head = (
-        f"{upper:>6}    requests" + "".join(f"{above:>{wide}}" for above, _, wide in columns),
-        f"{lower:>6}    ok  fail" + "".join(f"{below:>{wide}}" for _, below, wide in columns),
-        "-" * 78,
-    )
-    rows = []
+    above, below, widths = _columns(list(shown_in("terminal")))
+    rows = [[upper, "requests", *above, ""], [lower, f"{'ok':>5} {'fail':>5}", *below, ""]]
     for level in levels:
-        found = zip(cells(level, "terminal"), columns, strict=True)
-        rows.append(
-            f"{_name(level, mixed):>6} {level.requests.completed:>5} {level.requests.failed:>5}"
-            + "".join(f"{text:>{wide}}" for text, (_, _, wide) in found)
-            + ("" if level.verdict.status == "VALID" else " !")
-        )
-    return "\n".join([*head, *(row.rstrip() for row in rows)])
+        counts = f"{level.requests.completed:>5} {level.requests.failed:>5}"
+        rows.append([_name(level, mixed), counts, *cells(level, "terminal"), _mark(level)])
+    upper, lower, *body = laid(f"{{:>6}} {{:>11}}{widths}{{}}", rows)
+    return "\n".join([upper, lower, "-" * 78, *body])
 
 
-def _columns(shown: list[tuple[Metric, str]]) -> list[tuple[str, str, int]]:
-    """Upper head, lower head and width of each column; the upper head of a latency stands over its last column."""
-    columns = []
+def _mark(level: LevelSummary) -> str:
+    return "" if level.verdict.status == "VALID" else " !"
+
+
+def _columns(shown: list[tuple[Metric, str]]) -> tuple[list[str], list[str], str]:
+    """Upper heads, lower heads and template of these columns; the upper head of a latency stands over its last one."""
+    above, below, template = [], [], ""
     for (metric, statistic), following in zip(shown, [*shown[1:], None], strict=True):
-        if statistic == "value":
-            columns.append(VALUE_HEADS[metric.key])
-        else:
-            last = following is None or following[0] is not metric
-            columns.append((f"{metric.short}, ms" if last else "", statistic, 8))
-    return columns
+        upper, lower, width = VALUE_HEADS.get(metric.key, ("", statistic, 8))
+        if statistic != "value" and (following is None or following[0] is not metric):
+            upper = f"{metric.short}, ms"
+        above.append(upper)
+        below.append(lower)
+        template += f"{{:>{width}}}"
+    return above, below, template
 
 
 def _name(level: LevelSummary, mixed: bool) -> str:
@@ -171,6 +154,7 @@ def _name(level: LevelSummary, mixed: bool) -> str:
     return f"{load.rate_rps:.0f}/s" if load.rate_rps >= 100 else f"{load.rate_rps:.3g}/s"
 
 
+SPREADS = "{:>6}  {:<16}{:>10}{:>19}{:>10}{:>10}"
 ROUND_ROWS = {
     name: f"{SHORT[key]} {statistic}, ms" if statistic else SHORT[key] for name, (key, statistic) in ROUNDED.items()
 }
@@ -184,8 +168,13 @@ def rounds_table(summary: Summary) -> str:
     count = len({level.load.round for level in summary.levels})
     rows = [
         f"Over {count} round{'s' * (count != 1)}",
-        f"{upper:>6}  {'':<16}{'mean over':>10}{'':>19}{'error in':>10}{'between':>10}",
-        f"{lower:>6}  {'':<16}{'rounds':>10}{'95 % interval':>19}{'a round':>10}{'rounds':>10}",
+        *laid(
+            SPREADS,
+            [
+                [upper, "", "mean over", "", "error in", "between"],
+                [lower, "", "rounds", "95 % interval", "a round", "rounds"],
+            ],
+        ),
         "-" * 73,
     ]
     notes = []
@@ -196,7 +185,7 @@ def rounds_table(summary: Summary) -> str:
         if not one.metrics:
             rows.append(f"{name:>6}  {one.rounds} valid round{'s' * (one.rounds != 1)}: two are needed")
         for key, spread in one.metrics.items():
-            rows.append(f"{name:>6}  {ROUND_ROWS[key]:<16}" + _spread_cells(key, spread))
+            rows += laid(SPREADS, [[name, ROUND_ROWS[key], *_spread_cells(key, spread)]])
             name = ""
     notes.append(
         "error in a round: of its mean, by its own requests; between rounds: standard deviation beyond that error"
@@ -204,7 +193,7 @@ def rounds_table(summary: Summary) -> str:
     return "\n".join([*rows, *(fill(note) for note in notes)])
 
 
-def _spread_cells(key: str, spread: Spread) -> str:
+def _spread_cells(key: str, spread: Spread) -> list[str]:
     low, high = spread.ci95
     half = (high - low) / 2
     if key.endswith("_s"):
@@ -213,7 +202,7 @@ def _spread_cells(key: str, spread: Spread) -> str:
     else:
         cells = [format_count(spread.mean), f"{format_count(low)} .. {format_count(high)}"]
         cells += ["n/a" if v is None else format_count(v) for v in (spread.within, spread.between)]
-    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, (10, 19, 10, 10), strict=True))
+    return cells
 
 
 def _footnotes(summary: Summary) -> str:
@@ -389,13 +378,9 @@ def side_by_side(runs: list[tuple[str, Summary]], together: bool) -> str:
     """
     upper, lower = load_column([level for _, summary in runs for level in summary.levels])
     wide = min(max(12, *(len(name) for name, _ in runs)), 26)
-    columns = _columns(SIDE_BY_SIDE)
-    head = (
-        f"{upper:>6}  {'':<{wide}}" + "".join(f"{above:>{width}}" for above, _, width in columns),
-        f"{lower:>6}  {'run':<{wide}}" + "".join(f"{below:>{width}}" for _, below, width in columns),
-        "-" * 78,
-    )
-    rows = []
+    above, below, widths = _columns(SIDE_BY_SIDE)
+    template = f"{{:>6}}  {{:<{wide}}}{widths}{{}}"
+    rows = [*laid(template, [[upper, "", *above, ""], [lower, "run", *below, ""]]), "-" * 78]
     mixed = are_mixed([level for _, summary in runs for level in summary.levels])
     loads = list(dict.fromkeys(_name(level, mixed) for _, summary in runs for level in summary.levels))
     for load in loads:
@@ -409,11 +394,7 @@ def side_by_side(runs: list[tuple[str, Summary]], together: bool) -> str:
             found = [cell(level, metric, statistic) for metric, statistic in SIDE_BY_SIDE]
             tokens = level.output_throughput_tps
             total = None if total is None or tokens is None else total + tokens
-            rows.append(
-                f"{load:>6}  {_cell(name, wide)}"
-                + "".join(f"{text:>{width}}" for text, (_, _, width) in zip(found, columns, strict=True))
-                + ("" if level.verdict.status == "VALID" else " !")
-            )
+            rows += laid(template, [[load, _cell(name, wide), *found, _mark(level)]])
         if together:
             summed = "n/a" if total is None else format_count(total)
             rows.append(f"{load:>6}  {'all together':<{wide + 32}}{summed:>11}")
@@ -422,7 +403,7 @@ def side_by_side(runs: list[tuple[str, Summary]], together: bool) -> str:
     notes += [fill(f"SIMULATED: {one_line(name)}") for name, summary in runs if summary.simulated]
     if any(level.load.round is not None for _, summary in runs for level in summary.levels):
         notes.append(ROUNDS)
-    return "\n".join(["Side by side", "", *head, *rows, *notes]) + "\n"
+    return "\n".join(["Side by side", "", *rows, *notes]) + "\n"
 
 
 def _cell(name: str, wide: int) -> str:

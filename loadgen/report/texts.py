@@ -9,6 +9,7 @@ import msgspec
 from loadgen.report import answer, csv, markdown, openmetrics, terminal
 from loadgen.report.entry import Entry
 from loadgen.report.kernels import render as render_kernels
+from loadgen.report.text import fill, one_line
 from loadgen.report.waterfall import render as render_waterfalls
 
 FORMATS = ("terminal", "html", "markdown", "csv", "json", "openmetrics")
@@ -41,7 +42,7 @@ def _terminal(entries: Sequence[Entry], together: bool) -> str:
 
 
 def _run(entry: Entry, named: bool) -> list[str]:
-    name = [terminal.fill(f"{terminal.one_line(entry.name)}:")] if named else []
+    name = [fill(f"{one_line(entry.name)}:")] if named else []
     parts = [*name, terminal.render(entry.manifest, entry.summary)]
     if entry.beside is not None:
         parts.append(render_kernels(entry.beside.manifest, entry.beside.records))

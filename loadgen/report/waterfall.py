@@ -46,7 +46,7 @@ from loadgen.microbench.records import (
 )
 from loadgen.microbench.steps import decode_step, no_sum, prefill_step
 from loadgen.records import Manifest
-from loadgen.report.terminal import WIDTH
+from loadgen.report.text import WIDTH
 from loadgen.units import format_ms
 
 # What a step consists of. Matrix products by their labels.
