@@ -8,7 +8,11 @@ from typing import Any, Literal
 import pytest
 from made import MS
 
-from loadgen.analysis.server_metrics import METRICS, IterationPage, parse_prometheus, reconcile, server_figures
+from loadgen.analysis import server_metrics
+from loadgen.analysis.server_metrics import METRICS, SeriesNames, reconcile, server_figures
+from loadgen.engines.installs import EngineKind
+from loadgen.engines.table import ENGINES
+from loadgen.engines.trtllm_metrics import IterationPage
 from loadgen.records import ServerSample
 
 # Of vLLM 0.32 with two engines of data parallelism; cut down.
@@ -80,6 +84,11 @@ VLLM_VALUES = {
 # --- pages of Prometheus
 
 
+def parse_prometheus(page: str) -> dict[str, float]:
+    """By the names of every engine, as for a server that is not known."""
+    return server_metrics.parse_prometheus(page, SeriesNames(*(row.series for row in ENGINES.values())))
+
+
 def test_vllms_page_is_read_and_its_noise_is_not() -> None:
     assert parse_prometheus(VLLM_PAGE) == VLLM_VALUES
 
@@ -111,9 +120,12 @@ def test_of_two_names_for_one_metric_the_newer_counts() -> None:
     assert parse_prometheus(page) == {"kv_cache_usage": 0.1}
 
 
-def test_no_two_metrics_take_the_same_series() -> None:
-    series = [name for metric in METRICS.values() for name in metric.series]
+@pytest.mark.parametrize("kind", ENGINES)
+def test_no_two_metrics_take_the_same_series(kind: EngineKind) -> None:
+    names = SeriesNames(ENGINES[kind].series)
+    series = [name for known in names.of.values() for name in known]
     assert sorted(series) == sorted(set(series))
+    assert names.of.keys() <= METRICS.keys()
 
 
 @pytest.mark.parametrize(
