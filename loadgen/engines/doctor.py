@@ -100,11 +100,12 @@ def look_everywhere(pythons: list[str]) -> list[Environment]:
 
 def unusable(install: Install, found: list[gpus.Gpu], libmpi: str | None) -> str | None:
     """Why an install cannot serve here; None when nothing speaks against it."""
-    if not install.cpu_only and not found:
+    row = ENGINES[install.kind]
+    if not row.cpu_only(install) and not found:
         return "it is a build for GPUs, and this host shows none"
-    if (lack := ENGINES[install.kind].lacks(install, Libraries(cuda=None, mpi=libmpi))) is not None:
+    if (lack := row.lacks(install, Libraries(cuda=None, mpi=libmpi))) is not None:
         return lack
-    if not install.cpu_only and install.environment.torch_cuda is None:
+    if not row.cpu_only(install) and install.environment.torch_cuda is None:
         return "its torch is built for the CPU"
     return None
 
@@ -266,7 +267,7 @@ def environment_findings(
     for install in installs_in(env):
         row = ENGINES[install.kind]
         findings += row.findings(install, Libraries(cuda, libmpi))
-        if install.cpu_only and found:
+        if row.cpu_only(install) and found:
             problem(
                 f"{install.package} {install.version} is a build for the CPU, and this host has a GPU",
                 f"install {row.packages[0]} in an environment of its own, and name it with --engine-python",

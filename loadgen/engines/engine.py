@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from loadgen import gpus
-from loadgen.engines.guarded import Cause
+from loadgen.engines.guarded import Endings
 from loadgen.engines.installs import Install
 from loadgen.engines.offline import OfflineReport
 from loadgen.engines.spec import EngineCommand, EngineSpec
@@ -68,14 +68,18 @@ class Engine(NamedTuple):
         packages: of PyPI, any of which brings it; the first is named to users.
         stack: further packages whose versions the manifest keeps.
         scripts: on PATH, beside whose Python it may be installed.
+        cpu_only: whether an install has no use for GPUs.
         backends: what an install can run a model with, for the doctor.
         backend_options: values of ``--backend`` that it takes.
         lacks: why an install cannot serve on this host; None when nothing is missing.
         findings: what the doctor says of an install.
         takes_any_model: whether requests may ask for a model that it does not list.
-        version_page: a path and the field of its JSON that says the version.
+        spare_tokens: of its maximum length, those that prompt and answer together cannot use.
+        health_page: answers 200 when it is well.
+        version_pages: whose JSON has a ``version``; the first that does counts.
         series: the names of its Prometheus series for each metric of ours, the newest first. A histogram's is
             given without its ``_sum`` and ``_count``. See :data:`loadgen.analysis.server_metrics.METRICS`.
+        zero_until_seen: metrics whose series appear on the page with their first event.
         metrics_page: the path of that page.
         json_page: the path of a further page of metrics, and what makes a reader of it. A read may empty the
             page, and the page may wait before it answers.
@@ -83,7 +87,7 @@ class Engine(NamedTuple):
         cache_reset: None where the prefix cache cannot be emptied.
         phases: patterns of seconds in the log of its start, by the name that the manifest gives them.
         sizes: patterns of whole numbers in that log, likewise.
-        causes: what it dies of, besides what any engine may die of.
+        endings: what its log says of its death.
         spread_options: options that put one model onto several GPUs when their value is not 1.
         run_offline: measures it without HTTP; None where there is no such program.
     """
@@ -95,19 +99,23 @@ class Engine(NamedTuple):
     packages: tuple[str, ...] = ()
     stack: tuple[str, ...] = ()
     scripts: tuple[str, ...] = ()
-    backends: Callable[[Install], list[str]] = lambda install: ["cpu"] if install.cpu_only else ["cuda"]
+    cpu_only: Callable[[Install], bool] = lambda install: install.cpu_build
+    backends: Callable[[Install], list[str]] = lambda install: ["cpu"] if install.cpu_build else ["cuda"]
     backend_options: tuple[str, ...] = ()
     lacks: Callable[[Install, Libraries], str | None] = lambda install, libraries: None
     findings: Callable[[Install, Libraries], list[Finding]] = lambda install, libraries: []
     takes_any_model: bool = False
-    version_page: tuple[str, str] = ("/version", "version")
+    spare_tokens: int = 0
+    health_page: str = "/health"
+    version_pages: tuple[str, ...] = ("/version",)
     series: Mapping[str, tuple[str, ...]] = {}
+    zero_until_seen: tuple[str, ...] = ()
     metrics_page: str = "/metrics"
     json_page: tuple[str, Callable[[], ReadJson]] | None = None
     watched: frozenset[str] = frozenset()
     cache_reset: CacheReset | None = None
     phases: dict[str, str] = {}
     sizes: dict[str, str] = {}
-    causes: tuple[Cause, ...] = ()
+    endings: Endings = Endings()
     spread_options: tuple[str, ...] = ()
     run_offline: RunOffline | None = None

@@ -10,9 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from loadgen.errors import EngineError
 
@@ -48,13 +48,28 @@ COMMON_CAUSES: tuple[Cause, ...] = (
     (r"CUDA driver version is insufficient|no CUDA-capable device|No CUDA GPUs are available|Found no NVIDIA driver",
      "it found no GPU that it can use: see `loadgen engines doctor`"),
 )  # fmt: skip
+# The sentence of several engines for as many wordings.
 NO_ROOM_FOR_CACHE = (
     "too little GPU memory for the KV cache: free the GPU, raise --kv-memory-fraction, or lower --max-seq-len"
 )
 _SURVIVED = re.compile(r"\b(?:DEBUG|INFO|WARN|WARNING)\b|\[[WIDV]\]")
 
 
-def explain(log: str, exit_code: int | None, causes: Iterable[Cause] = ()) -> str | None:
+class Endings(NamedTuple):
+    """How an engine's log tells what it died of, besides what any engine may die of.
+
+    Attributes:
+        causes: as :data:`COMMON_CAUSES`.
+        survived: a pattern of lines that tell of what it can do without, where its lines have no level.
+        own_kill: a pattern and its meaning: where it matches, the engine sent SIGKILL to itself.
+    """
+
+    causes: tuple[Cause, ...] = ()
+    survived: str | None = None
+    own_kill: Cause | None = None
+
+
+def explain(log: str, exit_code: int | None, endings: Endings = Endings()) -> str | None:  # noqa: B008 (immutable)
     """What an engine died of, as far as its log tells; None when nothing known is in it.
 
     Lines of a level below error are passed over: an engine warns of much that it can do without.
@@ -62,14 +77,17 @@ def explain(log: str, exit_code: int | None, causes: Iterable[Cause] = ()) -> st
     Args:
         log: the end of it.
         exit_code: None while the engine lives.
-        causes: the engine's own, besides those that any may have.
+        endings: the engine's own.
     """
-    text = "\n".join("" if _SURVIVED.search(line[:120]) else line for line in log.splitlines())
-    found = [(match.start(), sentence.format(*match.groups())) for pattern, sentence in (*COMMON_CAUSES, *causes)
+    passed_over = [_SURVIVED, *([re.compile(endings.survived)] if endings.survived else [])]
+    text = "\n".join("" if any(p.search(line[:120]) for p in passed_over) else line for line in log.splitlines())
+    causes = (*COMMON_CAUSES, *endings.causes)
+    found = [(match.start(), sentence.format(*match.groups())) for pattern, sentence in causes
              for match in re.finditer(pattern, text)]  # fmt: skip
-    if exit_code == -signal.SIGKILL and not any("out of memory" in sentence for _, sentence in found):
+    own_kill = endings.own_kill[1] if endings.own_kill and re.search(endings.own_kill[0], text) else None
+    if exit_code == -signal.SIGKILL and not own_kill and not any("out of memory" in sentence for _, sentence in found):
         return "it was killed from outside: most likely the host ran out of memory (see dmesg)"
-    return max(found)[1] if found else None
+    return max(found)[1] if found else own_kill
 
 
 class GuardedProcess:
@@ -223,16 +241,16 @@ def shown(text: str) -> str:
     return "".join(f"\n  | {line}" for line in lines)
 
 
-def last_words(log: Path, exit_code: int, since: int = 0, causes: Iterable[Cause] = ()) -> str:
+def last_words(log: Path, exit_code: int, since: int = 0, endings: Endings = Endings()) -> str:  # noqa: B008
     """Exit code, known cause, and the last lines of the log from offset ``since`` on.
 
     Args:
-        log, exit_code, causes: as for :func:`explain`.
+        log, exit_code, endings: as for :func:`explain`.
         since: where this start's part of the log begins.
     """
     text = read_tail(log, since)
     how = f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
-    cause = explain(text, exit_code, causes)
+    cause = explain(text, exit_code, endings)
     return f"{how}{f': {cause}' if cause else ''}; the whole log is {log}{shown(text)}"
 
 

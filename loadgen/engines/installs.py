@@ -17,7 +17,7 @@ from loadgen.environment import cache_folder
 from loadgen.errors import UsageError
 
 # Every engine has a row in loadgen/engines/table.py.
-EngineKind = Literal["sim", "vllm", "trtllm"]
+EngineKind = Literal["sim", "vllm", "trtllm", "sglang"]
 HELP_TIMEOUT_S = 180
 
 
@@ -65,8 +65,8 @@ class Install(msgspec.Struct, kw_only=True):
         return tuple(int(part) for part in match[0].split(".")) if match else ()
 
     @property
-    def cpu_only(self) -> bool:
-        """Whether the build has no code for GPUs."""
+    def cpu_build(self) -> bool:
+        """Whether package or version name a build without code for GPUs."""
         return self.package.endswith("-cpu") or "cpu" in self.version.partition("+")[2]
 
 

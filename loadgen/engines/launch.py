@@ -82,7 +82,8 @@ class Launched:
     def death(self) -> str | None:
         """Why the engine has died; None while it lives."""
         code = self._process.exit_code
-        return None if code is None else last_words(self._log, code, self._log_start, ENGINES[self.command.kind].causes)
+        row = ENGINES[self.command.kind]
+        return None if code is None else last_words(self._log, code, self._log_start, row.endings)
 
     def log_text(self) -> str:
         """The end of its log."""
@@ -233,7 +234,7 @@ async def _wait_ready(
                     raise EngineError(f"{kind} ended while it was starting, {death}") from None
                 await asyncio.sleep(POLL_S)
             text = launched.log_text()
-            cause = explain(text, None, row.causes)
+            cause = explain(text, None, row.endings)
             raise EngineError(
                 f"{kind} is up, but {what}: {error}{f'; {cause}' if cause else ''}; its log: {log}{shown(text)}"
             ) from None
@@ -241,7 +242,7 @@ async def _wait_ready(
             attempt.cancel()
 
     async def answers() -> None:
-        while not await healthy(url):
+        while not await healthy(url, kind):
             await asyncio.sleep(POLL_S)
 
     await until(asyncio.ensure_future(answers()), "/health has not answered yet")

@@ -55,13 +55,14 @@ async def _body(response: aiohttp.ClientResponse) -> bytes:
     return body
 
 
-async def healthy(url: str) -> bool:
-    """Whether ``/health`` answers 200."""
+async def healthy(url: str, kind: str) -> bool:
+    """Whether the page for that, ``/health`` of most engines, answers 200."""
     import aiohttp
 
+    row = row_of(kind)
     try:
         async with _session({}, True) as session:
-            return (await _get(session, f"{url}/health"))[0] == 200
+            return (await _get(session, f"{url}{row.health_page if row is not None else '/health'}"))[0] == 200
     except (TimeoutError, aiohttp.ClientError, OSError):
         return False
 
@@ -104,7 +105,7 @@ async def stream_a_token(url: str, model: str, timeout_s: float) -> None:
 
 
 async def identify(url: str, headers: dict[str, str], verify_tls: bool = True) -> Server:
-    """Asks ``/v1/models`` and ``/version``.
+    """Asks ``/v1/models``, and the engine's page that says its version.
 
     Raises:
         EndpointError: nothing answers, the key is refused, or what answers lists no models.
@@ -117,8 +118,7 @@ async def identify(url: str, headers: dict[str, str], verify_tls: bool = True) -
             entries = _models(body)
             kind = kind_of(str(entries[0].get("owned_by"))) if entries else UNKNOWN
             row = row_of(kind)
-            path, field = row.version_page if row is not None else ("/version", "version")
-            version_status, version_body = await _get(session, f"{url}{path}")
+            version = await _version(session, url, row.version_pages if row is not None else ("/version",))
     except TimeoutError:
         raise EndpointError(f"{url}: no answer within {TIMEOUT_S:g} s; is the server up and ready?") from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -130,18 +130,24 @@ async def identify(url: str, headers: dict[str, str], verify_tls: bool = True) -
         raise EndpointError(
             f"{url}: this is no OpenAI-compatible server: /v1/models answers HTTP {status} with {what!r}"
         )
-    version = None
-    if version_status == 200:
-        try:
-            version = str(msgspec.json.decode(version_body)[field])
-        except (msgspec.MsgspecError, UnicodeDecodeError, TypeError, KeyError):
-            version = None
     return Server(
         kind=kind,
         version=version,
         models=[entry["id"] for entry in entries],
         raw={"models": entries, "version": version},
     )
+
+
+async def _version(session: aiohttp.ClientSession, url: str, pages: tuple[str, ...]) -> str | None:
+    """The version that one of the pages says."""
+    for page in pages:
+        status, body = await _get(session, url + page)
+        if status == 200:
+            try:
+                return str(msgspec.json.decode(body)["version"])
+            except (msgspec.MsgspecError, UnicodeDecodeError, TypeError, KeyError):
+                continue
+    return None
 
 
 def _models(body: bytes) -> list[dict[str, Any]]:
@@ -176,6 +182,7 @@ class MetricsPage:
         self._session: aiohttp.ClientSession | None = None
         row = row_of(kind)
         rows = [row] if row is not None else ENGINES.values()
+        self._zero = row.zero_until_seen if row is not None else ()
         self._path = row.metrics_page if row is not None else "/metrics"
         self._names = SeriesNames(*(row.series for row in rows))
         self._json_path, self._read_json = "", None
@@ -185,10 +192,11 @@ class MetricsPage:
 
     async def read(self) -> dict[str, float]:
         """The metrics by the names of :data:`loadgen.analysis.server_metrics.METRICS`; {} when there are none."""
-        if self._read_json is None:
-            return parse_prometheus(await self._page(self._path), self._names)
-        from_json = self._read_json((await self._page(self._json_path)).encode())
-        return {**parse_prometheus(await self._page(self._path), self._names), **from_json}
+        read_json = self._read_json
+        from_json = {} if read_json is None else read_json((await self._page(self._json_path)).encode())
+        values = parse_prometheus(await self._page(self._path), self._names)
+        missing = dict.fromkeys(self._zero, 0.0) if values else {}
+        return {**missing, **values, **from_json}
 
     @property
     def waits(self) -> bool:

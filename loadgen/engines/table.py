@@ -7,7 +7,7 @@ takes in :data:`loadgen.client.endpoint.DIALECTS`. docs/engines.md says what bel
 
 from __future__ import annotations
 
-from loadgen.engines import sim_engine, trtllm, vllm
+from loadgen.engines import sglang, sim_engine, trtllm, vllm
 from loadgen.engines.engine import Engine
 from loadgen.engines.installs import EngineKind
 
@@ -15,6 +15,7 @@ ENGINES: dict[EngineKind, Engine] = {
     "sim": sim_engine.ENGINE,
     "vllm": vllm.ENGINE,
     "trtllm": trtllm.ENGINE,
+    "sglang": sglang.ENGINE,
 }
 # An OpenAI-compatible server that is none of them.
 UNKNOWN = "openai"

@@ -21,7 +21,7 @@ from loadgen.engines.engine import Engine, Finding, Libraries
 from loadgen.engines.installs import Install, check_arguments, help_text, options_in, same_option, version_tuple
 from loadgen.engines.models import Model, find_model
 from loadgen.engines.spec import EngineCommand, EngineSpec, check_fit, chosen_gpus, device_env, install_facts
-from loadgen.engines.trtllm_bench import CAUSES, run_offline
+from loadgen.engines.trtllm_bench import ENDINGS, run_offline
 from loadgen.engines.trtllm_metrics import SERIES, IterationPage
 from loadgen.environment import cache_folder
 from loadgen.errors import UsageError
@@ -267,7 +267,7 @@ ENGINE = Engine(
     metrics_page="/prometheus/metrics",
     json_page=("/metrics", lambda: IterationPage().take),
     watched=frozenset({"iterations"}),
-    causes=CAUSES,
+    endings=ENDINGS,
     spread_options=("--tp_size", "--tp-size", "--pp_size", "--pp-size"),
     run_offline=run_offline,
 )

