@@ -31,7 +31,7 @@ from loadgen.errors import UsageError
 
 # The KV cache on a CPU, in tokens. Left to itself SGLang fills 70 % of the memory there.
 CPU_KV_CACHE_TOKENS = 65_536
-# How long a reset of the prefix cache may wait for the last requests to end; releases before 0.5.10 do not wait.
+# How long a reset of the prefix cache may wait for the last requests to end; older releases ignore it.
 FLUSH_WAIT_S = 5
 
 SERIES = {
