@@ -9,8 +9,10 @@ from loadgen.analysis.gpu_figures import GPU_GAUGES
 from loadgen.analysis.metrics import METRICS
 from loadgen.analysis.outcome import LATENCIES
 from loadgen.analysis.server_metrics import METRICS as SERVER_METRICS
+from loadgen.analysis.server_metrics import SeriesNames
 from loadgen.analysis.stats import CONFIDENCE, QUANTILES, quantile_floor
 from loadgen.analysis.verdicts import VERDICTS
+from loadgen.engines.table import ENGINES
 from loadgen.records import ErrorKind
 
 TARGET = Path(__file__).parent / "metrics.md"
@@ -76,13 +78,15 @@ def text() -> str:
         "| name | kind | series it is read from, the first that is there |",
         "|---|---|---|",
     ]
+    names = SeriesNames(*(row.series for row in ENGINES.values()))
     for name, metric in SERVER_METRICS.items():
-        series = ", ".join(f"`{s}`" for s in metric.series) or "TensorRT-LLM's iterations (`/metrics` as JSON)"
+        known = dict.fromkeys(names.of.get(name, ()))
+        series = ", ".join(f"`{s}`" for s in known) or "TensorRT-LLM's iterations (`/metrics` as JSON)"
         lines.append(f"| `{name}` | {metric.kind} | {series} |")
     lines += [
         "",
         "`agrees` says whether requests, prompt tokens and generated tokens grew over the level by loadgen's own "
-        "totals. `prefix_cache_hit_rate` is hits over queries, in tokens (vLLM) or blocks "
+        "totals. `prefix_cache_hit_rate` is hits over queries, in tokens (vLLM, SGLang) or blocks "
         "(TensorRT-LLM), over the level.",
         "",
         "## What the GPUs do: `gpu`",

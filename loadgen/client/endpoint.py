@@ -20,8 +20,9 @@ _json = msgspec.json.Encoder().encode
 # What a server accepts beyond the OpenAI fields, by the engine behind it. `fixed_length` says that
 # ignore_eos and min_tokens pin the output length; without it a model may stop early, and the
 # verdict OUTPUT_MISMATCH says so. `continuous_usage` is the second key of stream_options.
-# vLLM ignores a field that it does not know; TensorRT-LLM answers 400. OpenAI's own API knows
-# neither key. Sources: vLLM 0.32.0 entrypoints, TensorRT-LLM 1.0 to 1.2 serve/openai_protocol.py.
+# vLLM and SGLang ignore a field that they do not know; TensorRT-LLM answers 400. OpenAI's own API knows
+# neither key. Sources: vLLM 0.32.0 entrypoints, TensorRT-LLM 1.0 to 1.2 serve/openai_protocol.py,
+# SGLang 0.5.23 srt/entrypoints/openai/protocol.py.
 
 
 class Dialect(msgspec.Struct, frozen=True):
@@ -34,6 +35,7 @@ class Dialect(msgspec.Struct, frozen=True):
 DIALECTS: dict[str, Dialect] = {
     "vllm": Dialect(fixed_length=True, continuous_usage=True),
     "trtllm": Dialect(fixed_length=True, continuous_usage=True),
+    "sglang": Dialect(fixed_length=True, continuous_usage=True),
     "sim": Dialect(fixed_length=True, continuous_usage=True),
     "openai": Dialect(fixed_length=False, continuous_usage=False),
 }

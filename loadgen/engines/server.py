@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from loadgen.analysis import server_metrics
+from loadgen.analysis.server_metrics import SeriesNames, parse_prometheus
 from loadgen.client.sse import SseParser
+from loadgen.engines.table import ENGINES, UNKNOWN, kind_of, row_of
 from loadgen.errors import EndpointError
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 10.0
 MAX_BODY_BYTES = 64 * 2**20
-OWNERS = {"vllm": "vllm", "tensorrt_llm": "trtllm", "loadgen-sim": "sim"}
 
 
 class Server(msgspec.Struct, kw_only=True):
@@ -55,13 +55,14 @@ async def _body(response: aiohttp.ClientResponse) -> bytes:
     return body
 
 
-async def healthy(url: str) -> bool:
-    """Whether ``/health`` answers 200."""
+async def healthy(url: str, kind: str) -> bool:
+    """Whether the page for that, ``/health`` of most engines, answers 200."""
     import aiohttp
 
+    row = row_of(kind)
     try:
         async with _session({}, True) as session:
-            return (await _get(session, f"{url}/health"))[0] == 200
+            return (await _get(session, f"{url}{row.health_page if row is not None else '/health'}"))[0] == 200
     except (TimeoutError, aiohttp.ClientError, OSError):
         return False
 
@@ -104,7 +105,7 @@ async def stream_a_token(url: str, model: str, timeout_s: float) -> None:
 
 
 async def identify(url: str, headers: dict[str, str], verify_tls: bool = True) -> Server:
-    """Asks ``/v1/models`` and ``/version``.
+    """Asks ``/v1/models``, and the engine's page that says its version.
 
     Raises:
         EndpointError: nothing answers, the key is refused, or what answers lists no models.
@@ -114,35 +115,48 @@ async def identify(url: str, headers: dict[str, str], verify_tls: bool = True) -
     try:
         async with _session(headers, verify_tls) as session:
             status, body = await _get(session, f"{url}/v1/models")
-            version_status, version_body = await _get(session, f"{url}/version")
+            entries = _models(body)
+            kind = kind_of(str(entries[0].get("owned_by"))) if entries else UNKNOWN
+            row = row_of(kind)
+            version = await _version(session, url, row.version_pages if row is not None else ("/version",))
     except TimeoutError:
         raise EndpointError(f"{url}: no answer within {TIMEOUT_S:g} s; is the server up and ready?") from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
         raise EndpointError(f"{url}: {_reason(error)}; is the server up, and the URL right?") from None
     if status in (401, 403):
         raise EndpointError(f"{url}: HTTP {status}: the API key is missing or wrong; give --api-key")
-    try:
-        listing = msgspec.json.decode(body)
-        entries = [entry for entry in listing["data"] if isinstance(entry.get("id"), str)]
-    except (msgspec.MsgspecError, UnicodeDecodeError, TypeError, KeyError, AttributeError):
-        entries = []
     if status != 200 or not entries:
         what = " ".join(body[:80].decode("utf-8", "replace").split())
         raise EndpointError(
             f"{url}: this is no OpenAI-compatible server: /v1/models answers HTTP {status} with {what!r}"
         )
-    version = None
-    if version_status == 200:
-        try:
-            version = str(msgspec.json.decode(version_body)["version"])
-        except (msgspec.MsgspecError, UnicodeDecodeError, TypeError, KeyError):
-            version = None
     return Server(
-        kind=OWNERS.get(str(entries[0].get("owned_by")), "openai"),
+        kind=kind,
         version=version,
         models=[entry["id"] for entry in entries],
         raw={"models": entries, "version": version},
     )
+
+
+async def _version(session: aiohttp.ClientSession, url: str, pages: tuple[str, ...]) -> str | None:
+    """The version that one of the pages says."""
+    for page in pages:
+        status, body = await _get(session, url + page)
+        if status == 200:
+            try:
+                return str(msgspec.json.decode(body)["version"])
+            except (msgspec.MsgspecError, UnicodeDecodeError, TypeError, KeyError):
+                continue
+    return None
+
+
+def _models(body: bytes) -> list[dict[str, Any]]:
+    """What a server lists; [] where it lists nothing in the way of OpenAI."""
+    try:
+        listing = msgspec.json.decode(body)
+        return [entry for entry in listing["data"] if isinstance(entry.get("id"), str)]
+    except (msgspec.MsgspecError, UnicodeDecodeError, TypeError, KeyError, AttributeError):
+        return []
 
 
 def _reason(error: Exception) -> str:
@@ -154,27 +168,40 @@ def _reason(error: Exception) -> str:
 
 class MetricsPage:
     """An engine's own metrics, read over one connection. There must be one reader of a server: a read
-    of TensorRT-LLM's page empties it.
+    of a JSON page empties it.
 
     Args:
         url, headers, verify_tls: of the endpoint.
-        kind: the engine's kind.
+        kind: the engine's kind; of one that is not known, every engine's names are looked for.
     """
 
     def __init__(self, url: str, headers: dict[str, str], verify_tls: bool, kind: str) -> None:
         self._url = url
-        self._kind = kind
         self._headers = headers
         self._verify_tls = verify_tls
         self._session: aiohttp.ClientSession | None = None
-        self._iterations = server_metrics.IterationPage()
+        row = row_of(kind)
+        rows = [row] if row is not None else ENGINES.values()
+        self._zero = row.zero_until_seen if row is not None else ()
+        self._path = row.metrics_page if row is not None else "/metrics"
+        self._names = SeriesNames(*(row.series for row in rows))
+        self._json_path, self._read_json = "", None
+        if row is not None and row.json_page is not None:
+            self._json_path, make = row.json_page
+            self._read_json = make()
 
     async def read(self) -> dict[str, float]:
         """The metrics by the names of :data:`loadgen.analysis.server_metrics.METRICS`; {} when there are none."""
-        if self._kind != "trtllm":
-            return server_metrics.parse_prometheus(await self._page("/metrics"))
-        iterations = self._iterations.take((await self._page("/metrics")).encode())
-        return {**server_metrics.parse_prometheus(await self._page("/prometheus/metrics")), **iterations}
+        read_json = self._read_json
+        from_json = {} if read_json is None else read_json((await self._page(self._json_path)).encode())
+        values = parse_prometheus(await self._page(self._path), self._names)
+        missing = dict.fromkeys(self._zero, 0.0) if values else {}
+        return {**missing, **values, **from_json}
+
+    @property
+    def waits(self) -> bool:
+        """Whether a page may wait before it answers, which costs the engine nothing."""
+        return self._read_json is not None
 
     async def _page(self, path: str) -> str:
         import aiohttp
@@ -193,17 +220,19 @@ class MetricsPage:
             self._session = None
 
 
-async def reset_prefix_cache(url: str) -> bool:
+async def reset_prefix_cache(url: str, kind: str) -> bool:
     """Empties the engine's prefix cache; False where it cannot be asked to, or refuses."""
     import aiohttp
 
+    row = row_of(kind)
+    if row is None or row.cache_reset is None:
+        return False
     try:
-        async with _session({}, True) as session, session.post(f"{url}/reset_prefix_cache") as response:
+        async with _session({}, True) as session, session.post(url + row.cache_reset.path) as response:
             body = await _body(response)
     except (TimeoutError, aiohttp.ClientError, OSError):
         return False
-    # While blocks are held, vLLM 0.32 answers 200 and says in the body that it did nothing.
-    return response.status == 200 and b'"success":false' not in body.replace(b" ", b"")
+    return row.cache_reset.done(response.status, body)
 
 
 async def get_json(url: str) -> Any:

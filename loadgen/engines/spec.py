@@ -154,6 +154,42 @@ def chosen_gpus(spec: EngineSpec, found: list[gpus.Gpu]) -> tuple[list[gpus.Gpu]
     return chosen[: spec.tensor_parallel], None
 
 
+def gpus_for(
+    spec: EngineSpec, install: Install, title: str, on_cpu: bool, found: list[gpus.Gpu], way_out: str
+) -> tuple[list[gpus.Gpu], gpus.MigSlice | None]:
+    """As :func:`chosen_gpus`; for an install that runs on the CPU, none.
+
+    Raises:
+        UsageError: an install for GPUs on a host without any, or a device for one that runs on the CPU.
+    """
+    if on_cpu:
+        if spec.device is not None:
+            raise UsageError(f"--device {spec.device}: {title} {install.version} is a build for the CPU")
+        return [], None
+    chosen = chosen_gpus(spec, found)
+    if not found:
+        raise UsageError(
+            f"--engine {spec.kind}: {title} {install.version} in {install.environment.executable} is a build for GPUs, "
+            f"and this host shows none (no NVIDIA driver, or no GPU); {way_out}"
+        )
+    return chosen
+
+
+def share_with_weights(spec: EngineSpec, model: Model, memory_bytes: int | None) -> float:
+    """The share of all memory for weights and KV cache, from a share of what is left after the weights.
+
+    ``--kv-memory-fraction`` F means TensorRT-LLM's ``free_gpu_memory_fraction``; other engines count the
+    weights too: (weights + F (memory - weights)) / memory. Where the weights are not known, F is passed on.
+    """
+    fraction = spec.kv_memory_fraction
+    assert fraction is not None
+    weights = model.weight_bytes(spec.dtype)
+    if weights is None or not memory_bytes:
+        return fraction
+    held = weights / spec.tensor_parallel
+    return (held + fraction * (memory_bytes - held)) / memory_bytes
+
+
 def check_fit(spec: EngineSpec, model: Model, chosen: list[gpus.Gpu], mig: gpus.MigSlice | None) -> None:
     """Refuses a model that cannot run on those GPUs, before anything is started.
 

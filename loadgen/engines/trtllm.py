@@ -1,4 +1,4 @@
-"""TensorRT-LLM: the command line of ``trtllm-serve`` and its file of extra options.
+"""TensorRT-LLM: the command line of ``trtllm-serve``, its file of extra options, and its row of the table of engines.
 
 Two lives: up to 1.2 the TensorRT backend serves an engine directory (``engines/trtllm_build.py``
 makes one); the PyTorch backend serves a checkpoint as it is, from 0.18 as an option, from 1.0 by
@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loadgen import gpus
-from loadgen.engines.installs import Install, check_arguments, find_install, help_text, options_in, same_option
+from loadgen.engines.engine import Engine, Finding, Libraries
+from loadgen.engines.installs import Install, check_arguments, help_text, options_in, same_option, version_tuple
 from loadgen.engines.models import Model, find_model
 from loadgen.engines.spec import EngineCommand, EngineSpec, check_fit, chosen_gpus, device_env, install_facts
+from loadgen.engines.trtllm_bench import ENDINGS, run_offline
+from loadgen.engines.trtllm_metrics import SERIES, IterationPage
 from loadgen.environment import cache_folder
 from loadgen.errors import UsageError
 
@@ -28,6 +31,9 @@ OPTIONS_FILE = "extra_llm_api_options.yaml"
 PYTORCH_DEFAULT_SINCE = (1, 0)
 PERF_METRICS_SINCE = (1, 1)
 MAX_PERF_METRICS = 1000
+PYTORCH_SINCE = (0, 18)
+# CUDA of the releases: 1.2's from its install page, 1.0's and 1.1's from their containers.
+CUDA_OF_RELEASE: dict[tuple[int, ...], str] = {(1, 0): "12.9", (1, 1): "13.0", (1, 2): "13.1"}
 
 
 def check_engine_dir(install: Install, model: Model, found: list[gpus.Gpu]) -> None:
@@ -132,14 +138,13 @@ def extra_options(spec: EngineSpec, install: Install, model: Model, backend: Bac
     return options
 
 
-def prepare(spec: EngineSpec, found: list[gpus.Gpu]) -> EngineCommand:
+def prepare(spec: EngineSpec, install: Install | None, found: list[gpus.Gpu]) -> EngineCommand:
     """The command for a spec, everything checked that can be without starting it.
 
     Raises:
         UsageError: as :func:`loadgen.engines.vllm.prepare`.
     """
-    install = find_install("trtllm", spec.python)
-    assert spec.model is not None
+    assert install is not None and spec.model is not None
     model = find_model(spec.model, cache_folder() / "shapes", spec.tokenizer)
     if model.engine_dir:
         check_engine_dir(install, model, found)
@@ -205,3 +210,64 @@ def prepare(spec: EngineSpec, found: list[gpus.Gpu]) -> EngineCommand:
             "mig": mig.uuid if mig else None,
         },
     )
+
+
+def installed_backends(install: Install) -> list[str]:
+    """What an install can run a model with."""
+    found = ["pytorch"] if install.release >= PYTORCH_SINCE else []
+    return [*found, "tensorrt"] if install.environment.script("trtllm-build") else found
+
+
+def lacks(install: Install, libraries: Libraries) -> str | None:
+    """Why it cannot serve; None when nothing is missing."""
+    if libraries.mpi is None:
+        return "libmpi is missing (apt-get install libopenmpi-dev)"
+    if install.environment.script("trtllm-serve") is None:
+        return "trtllm-serve is not beside its Python"
+    return None
+
+
+def findings(install: Install, libraries: Libraries) -> list[Finding]:
+    """What the doctor says of an install."""
+    python, cuda = install.environment.executable, libraries.cuda
+    found = []
+    if libraries.mpi is None:
+        what = f"{python}: TensorRT-LLM {install.version} needs libmpi"
+        found.append(Finding(level="problem", what=what, mend="sudo apt-get -y install libopenmpi-dev"))
+    needs = CUDA_OF_RELEASE.get(install.release[:2])
+    if needs and cuda and version_tuple(cuda) < version_tuple(needs):
+        older = ", or use TensorRT-LLM 1.0 (CUDA 12.9)" if version_tuple(cuda) >= (12, 9) else ""
+        found.append(
+            Finding(
+                level="problem",
+                what=f"{python}: TensorRT-LLM {install.version} is made for CUDA {needs}, and the driver runs up to "
+                f"{cuda}",
+                mend=f"install a newer driver, or the cuda-compat package on a data-centre GPU{older}",
+            )
+        )
+    if "tensorrt" not in installed_backends(install):
+        what = f"{python}: TensorRT-LLM {install.version} has no trtllm-build: the PyTorch backend alone"
+        found.append(Finding(level="note", what=what))
+    return found
+
+
+ENGINE = Engine(
+    title="TensorRT-LLM",
+    owned_by="tensorrt_llm",
+    prepare=prepare,
+    packages=("tensorrt_llm",),
+    scripts=("trtllm-serve",),
+    backends=installed_backends,
+    backend_options=("pytorch", "tensorrt"),
+    lacks=lacks,
+    findings=findings,
+    # It lists its model by its folder's name, and takes any; others answer 404 to a wrong one.
+    takes_any_model=True,
+    series=SERIES,
+    metrics_page="/prometheus/metrics",
+    json_page=("/metrics", lambda: IterationPage().take),
+    watched=frozenset({"iterations"}),
+    endings=ENDINGS,
+    spread_options=("--tp_size", "--tp-size", "--pp_size", "--pp-size"),
+    run_offline=run_offline,
+)

@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
-from loadgen.engines.installs import check_arguments, find_install, help_text, options_in
-from loadgen.engines.launch import last_words, run_to_end
+from loadgen.engines.guarded import Endings, last_words, run_to_end
+from loadgen.engines.installs import Install, check_arguments, help_text, options_in
 from loadgen.engines.models import find_model
 from loadgen.engines.offline import REPORT_FILE, OfflineReport, read_offline_report
 from loadgen.engines.spec import EngineSpec, device_env
@@ -27,15 +27,18 @@ DATASET_FILE = "trtllm_bench_dataset.jsonl"
 OPTIONS_FILE = "trtllm_bench_options.yaml"
 LOG_FILE = "trtllm_bench.log"
 TIMEOUT_S = 3600
+# What any program of TensorRT-LLM may die of.
+ENDINGS = Endings(
+    causes=((r"Extra inputs are not permitted|LLM got invalid argument", "it does not know one of its extra options"),)
+)
 
 
-def offline_words(spec: EngineSpec, folder: Path) -> list[str]:
+def offline_words(spec: EngineSpec, install: Install, folder: Path) -> list[str]:
     """The command of an offline run whose files are in ``folder``.
 
     Raises:
-        UsageError: no TensorRT-LLM, or its trtllm-bench lacks an option that is needed.
+        UsageError: there is no trtllm-bench, or it lacks an option that is needed.
     """
-    install = find_install("trtllm", spec.python)
     program = install.environment.script("trtllm-bench")
     if program is None:
         raise UsageError(f"TensorRT-LLM {install.version} in {install.environment.executable} has no trtllm-bench")
@@ -96,7 +99,13 @@ def write_prompts(source: SourceSpec, first: int, count: int, path: Path) -> Non
 
 
 def run_offline(
-    spec: EngineSpec, source: SourceSpec, first: int, count: int, folder: Path, say: Callable[[str], None]
+    spec: EngineSpec,
+    install: Install,
+    source: SourceSpec,
+    first: int,
+    count: int,
+    folder: Path,
+    say: Callable[[str], None],
 ) -> OfflineReport:
     """Runs trtllm-bench on a level's prompts, all there at once; its report stays in the folder.
 
@@ -105,11 +114,11 @@ def run_offline(
         EngineError: it failed, or did not end within an hour.
     """
     write_prompts(source, first, count, folder / DATASET_FILE)
-    words = offline_words(spec, folder)
+    words = offline_words(spec, install, folder)
     log = folder / LOG_FILE
     say(f"offline ceiling: {shlex.join(words)}")
     environ = clean_environ() | {name: value for name, value in device_env(spec).items() if value is not None}
     code = run_to_end("trtllm-bench", words, environ, folder, log, say, TIMEOUT_S)
     if code != 0:
-        raise EngineError(f"trtllm-bench failed: {last_words(log, code)}")
+        raise EngineError(f"trtllm-bench failed: {last_words(log, code, endings=ENDINGS)}")
     return read_offline_report(folder / REPORT_FILE)

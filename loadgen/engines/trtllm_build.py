@@ -28,10 +28,13 @@ from typing import Any
 import msgspec
 
 from loadgen import gpus
-from loadgen.engines.installs import Install, check_arguments, find_install, help_text, options_in
-from loadgen.engines.launch import last_words, launch, prepare, run_to_end
+from loadgen.engines.guarded import last_words, run_to_end
+from loadgen.engines.installs import Install, check_arguments, help_text, options_in
+from loadgen.engines.launch import launch, prepare
+from loadgen.engines.lookup import find_install
 from loadgen.engines.models import Model, find_model
 from loadgen.engines.spec import EngineSpec
+from loadgen.engines.trtllm_bench import ENDINGS
 from loadgen.environment import cache_folder
 from loadgen.errors import EngineError, UsageError
 from loadgen.processes import clean_environ
@@ -247,7 +250,7 @@ def _run_step(name: str, words: list[str], folder: Path, output: Path, say: Say)
     try:
         code = run_to_end(name, words, clean_environ(), folder, log, say)
         if code != 0 or not (output / "config.json").exists():
-            what = last_words(log, code) if code else f"it wrote no config.json; its log is {log}"
+            what = last_words(log, code, endings=ENDINGS) if code else f"it wrote no config.json; its log is {log}"
             raise EngineError(f"{name} failed: {what}\nRun the same command again to go on from here.")
     except BaseException:
         shutil.rmtree(output, ignore_errors=True)

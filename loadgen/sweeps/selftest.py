@@ -15,6 +15,7 @@ from pathlib import Path
 from loadgen.engines.launch import Launched, launch, prepare
 from loadgen.engines.server import MetricsPage, stream_a_token
 from loadgen.engines.spec import EngineSpec
+from loadgen.engines.table import ENGINES
 from loadgen.errors import LoadgenError
 from loadgen.gpus import find_gpus
 from loadgen.processes import Interrupts
@@ -99,8 +100,7 @@ async def _metrics(launched: Launched, check: Callable[..., None]) -> None:
         await stream_a_token(launched.url, launched.command.model, 60)
         await asyncio.sleep(1)
         values = await page.read()
-        names = {"vllm": {"requests_running", "generation_tokens", "kv_cache_usage"}, "trtllm": {"iterations"}}
-        missing = names[launched.command.kind] - values.keys()
+        missing = ENGINES[launched.command.kind].watched - values.keys()
         check("its metrics page gives what is watched", not missing, f"without {sorted(missing)}: {sorted(values)}")
     finally:
         await page.close()

@@ -18,6 +18,7 @@ from loadgen.client.pacing import Arrivals
 from loadgen.client.runner import LevelSpec, default_workers
 from loadgen.client.wire import Timeouts
 from loadgen.engines.spec import EngineCommand, EngineSpec
+from loadgen.engines.table import ENGINES
 from loadgen.errors import UsageError
 from loadgen.loads import ArrivalKind, arrival_text
 from loadgen.records import ClientSample, Dataset, FileDataset, Goal, LoadEntry, Manifest, SyntheticDataset
@@ -304,10 +305,11 @@ def check_lengths(spec: EngineSpec, command: EngineCommand, longest: int | None)
         UsageError: says how long they may be.
     """
     limits = [n for n in (spec.max_seq_len, command.facts.get("max_position_embeddings")) if isinstance(n, int)]
-    if longest is not None and limits and longest > min(limits):
+    limit = min(limits, default=0) - ENGINES[spec.kind].spare_tokens
+    if longest is not None and limits and longest > limit:
         raise UsageError(
             f"prompt and answer take up to {longest:,} tokens, and {spec.name} serves {spec.model} with at most "
-            f"{min(limits):,}; use a smaller --input-tokens or --output-tokens"
+            f"{limit:,}; use a smaller --input-tokens or --output-tokens"
         )
 
 

@@ -20,8 +20,9 @@ from loadgen.analysis.probes import probe_of
 from loadgen.analysis.summary import Summary
 from loadgen.client.runner import LevelSpec, split_cores
 from loadgen.engines.launch import check_port, launch, prepare
+from loadgen.engines.lookup import find_install
 from loadgen.engines.spec import GIB, EngineCommand
-from loadgen.engines.trtllm_bench import run_offline
+from loadgen.engines.table import ENGINES, is_simulated
 from loadgen.errors import EngineError, LoadgenError, UsageError
 from loadgen.gpus import Nvml, nvml
 from loadgen.processes import Interrupts
@@ -185,17 +186,20 @@ class _Sweep:
             self._failures.append(error)  # what was measured before is still to be shown
 
     async def _offline(self) -> None:
-        """The ceiling of every TensorRT-LLM engine, after its server has gone: both need the GPU."""
+        """The ceiling of every engine that can be measured without HTTP, after its server has gone: both need the
+        GPU."""
         for engine, command, run in zip(self._spec.engines, self._commands, self._runs, strict=True):
-            if not self._spec.offline_ceiling or engine.kind != "trtllm" or not run.going or not run.summary.levels:
+            run_offline = ENGINES[engine.kind].run_offline
+            if not self._spec.offline_ceiling or run_offline is None or not run.going or not run.summary.levels:
                 continue
             top = max(range(len(run.summary.levels)), key=lambda i: run.summary.levels[i].client.in_flight or 0)
             count = min(run.summary.levels[top].requests.issued, MAX_OFFLINE_REQUESTS)
             first = top * self._workload.stride
             try:
                 await self._memory_free(command)
+                install = find_install(engine.kind, engine.python)
                 await asyncio.to_thread(
-                    run_offline, engine, self._spec.source, first, count, run.folder, self._listener.said
+                    run_offline, engine, install, self._spec.source, first, count, run.folder, self._listener.said
                 )
             except (EngineError, UsageError) as error:
                 self._failures.append(error)
@@ -267,7 +271,7 @@ class _Sweep:
                 say=self._listener.said,
             )
         )
-        if command.kind != "sim":
+        if not is_simulated(command.kind):
             self._listener.said(f"{engine.name} is ready after {launched.startup_s['total']:.0f} s")
         stack.push_async_callback(run.detach)
         await run.attach(launched.url, launched, worker_cores)

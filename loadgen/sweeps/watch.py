@@ -1,10 +1,10 @@
 """Watching while a level runs: the engine's own metrics and the GPUs, on the clock of the records.
 
-One reader for each: a second one would take away what the first is to see (TensorRT-LLM's page),
-and each read costs the engine time. What it costs is measured before a level's first request, when
+One reader for each: a second one would take away what the first is to see (some pages are emptied by
+a read), and each read costs the engine time. What it costs is measured before a level's first request, when
 the engine has nothing else to do, and the engine is asked no oftener than that it spends at most
 ``MAX_SCRAPE_SHARE`` of its time answering: a page that takes 20 ms is read every 4 s.
-TensorRT-LLM's page may wait before it answers; that costs it nothing.
+A page may also wait before it answers; that costs the engine nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ class Watcher:
         nvml: None where there is no GPU to watch.
         gpu_uuids: which GPUs; empty takes all.
         periodic: whether to look while a level runs, and not only before and after it.
-        waits: whether the page may wait before it answers.
     """
 
     def __init__(
@@ -46,14 +45,12 @@ class Watcher:
         gpu_uuids: list[str],
         *,
         periodic: bool = True,
-        waits: bool = False,
     ) -> None:
         self._run = run
         self._page = page
         self._nvml = nvml
         self._uuids = set(gpu_uuids) or None
         self._periodic = periodic
-        self._waits = waits
         self._tasks: list[asyncio.Task[None]] = []
         self._server: list[ServerSample] = []
         self._gpu: list[GpuSample] = []
@@ -110,7 +107,7 @@ class Watcher:
     async def _watch_server(self) -> None:
         if not self._server:
             return  # it has none
-        idle_s = 0.0 if self._waits else self._server[0].took_ns / NS_PER_S
+        idle_s = 0.0 if self._page.waits else self._server[0].took_ns / NS_PER_S
         while not await self._stopped_after(max(SERVER_PERIOD_S, idle_s / MAX_SCRAPE_SHARE)):
             await self.read("during")
 

@@ -9,8 +9,12 @@ import msgspec
 import pytest
 from made import MS
 
+from loadgen.analysis import server_metrics
 from loadgen.analysis.figures import Totals
-from loadgen.analysis.server_metrics import METRICS, IterationPage, parse_prometheus, reconcile, server_figures
+from loadgen.analysis.server_metrics import METRICS, SeriesNames, reconcile, server_figures
+from loadgen.engines.installs import EngineKind
+from loadgen.engines.table import ENGINES
+from loadgen.engines.trtllm_metrics import IterationPage
 from loadgen.records import ServerSample
 
 # Of vLLM 0.32 with two engines of data parallelism; cut down.
@@ -82,6 +86,11 @@ VLLM_VALUES = {
 # --- pages of Prometheus
 
 
+def parse_prometheus(page: str) -> dict[str, float]:
+    """By the names of every engine, as for a server that is not known."""
+    return server_metrics.parse_prometheus(page, SeriesNames(*(row.series for row in ENGINES.values())))
+
+
 def test_vllms_page_is_read_and_its_noise_is_not() -> None:
     assert parse_prometheus(VLLM_PAGE) == VLLM_VALUES
 
@@ -102,10 +111,61 @@ def test_vllms_page_is_read_and_its_noise_is_not() -> None:
         ("request_queue_time_seconds_count 3", {"queue_s_count": 3}),
         ("trtllm_e2e_request_latency_seconds_sum 7", {"e2e_s_sum": 7}),
         ("trtllm_num_requests_waiting 6", {"requests_waiting": 6}),
+        ("sglang:inter_token_latency_seconds_sum 3", {"tpot_s_sum": 3}),
+        ("sglang:queue_time_s_count 5", {"queue_s_count": 5}),
     ],
 )
 def test_series_of_other_versions_and_of_tensorrt_llm_have_the_same_names(line: str, values: dict[str, float]) -> None:
     assert parse_prometheus(line + "\n") == values
+
+
+# Of SGLang 0.5.23; cut down.
+SGLANG_PAGE = """\
+# HELP sglang:num_running_reqs The number of running requests.
+# TYPE sglang:num_running_reqs gauge
+sglang:num_running_reqs{engine_type="unified",model_name="tiny",moe_ep_rank="0",pp_rank="0",tp_rank="0"} 8.0
+# HELP sglang:num_queue_reqs The number of requests in the waiting queue.
+# TYPE sglang:num_queue_reqs gauge
+sglang:num_queue_reqs{engine_type="unified",model_name="tiny",moe_ep_rank="0",pp_rank="0",tp_rank="0"} 4.0
+# HELP sglang:token_usage The token usage.
+# TYPE sglang:token_usage gauge
+sglang:token_usage{engine_type="unified",model_name="tiny",moe_ep_rank="0",pp_rank="0",tp_rank="0"} 0.06
+# HELP sglang:time_to_first_token_seconds Histogram of time to first token in seconds.
+# TYPE sglang:time_to_first_token_seconds histogram
+sglang:time_to_first_token_seconds_bucket{engine_type="unified",is_streaming="true",le="0.1",model_name="tiny"} 1.0
+sglang:time_to_first_token_seconds_sum{engine_type="unified",is_streaming="false",model_name="tiny"} 0.25
+sglang:time_to_first_token_seconds_count{engine_type="unified",is_streaming="false",model_name="tiny"} 3.0
+sglang:time_to_first_token_seconds_sum{engine_type="unified",is_streaming="true",model_name="tiny"} 404.5
+sglang:time_to_first_token_seconds_count{engine_type="unified",is_streaming="true",model_name="tiny"} 69.0
+# HELP sglang:prompt_tokens_total Number of prefill tokens processed.
+# TYPE sglang:prompt_tokens_total counter
+sglang:prompt_tokens_total{engine_type="unified",is_streaming="false",model_name="tiny"} 50.0
+sglang:prompt_tokens_total{engine_type="unified",is_streaming="true",model_name="tiny"} 13518.0
+# HELP sglang:num_requests_total Number of requests processed.
+# TYPE sglang:num_requests_total counter
+sglang:num_requests_total{engine_type="unified",is_streaming="false",model_name="tiny"} 3.0
+sglang:num_requests_total{engine_type="unified",is_streaming="true",model_name="tiny"} 69.0
+# HELP sglang:cached_tokens_total Number of cached prompt tokens by source (device/host/storage).
+# TYPE sglang:cached_tokens_total counter
+sglang:cached_tokens_total{cache_source="device",engine_type="unified",model_name="tiny"} 8844.0
+# HELP sglang:http_requests_total Total number of HTTP requests by endpoint and method
+# TYPE sglang:http_requests_total counter
+sglang:http_requests_total{endpoint="/v1/completions",method="POST"} 68.0
+"""
+
+
+def test_sglangs_page_counts_answers_that_were_streamed_and_those_that_were_not() -> None:
+    assert parse_prometheus(SGLANG_PAGE) == {
+        "requests_running": 8,
+        "requests_waiting": 4,
+        "kv_cache_usage": 0.06,
+        "requests": 72,
+        "prompt_tokens": 13_568,
+        "prefix_cache_queries": 13_568,
+        "prefix_cache_hits": 8844,
+        "ttft_s_sum": 404.75,
+        "ttft_s_count": 72,
+    }
 
 
 def test_of_two_names_for_one_metric_the_newer_counts() -> None:
@@ -113,9 +173,14 @@ def test_of_two_names_for_one_metric_the_newer_counts() -> None:
     assert parse_prometheus(page) == {"kv_cache_usage": 0.1}
 
 
-def test_no_two_metrics_take_the_same_series() -> None:
-    series = [name for metric in METRICS.values() for name in metric.series]
+@pytest.mark.parametrize("kind", ENGINES)
+def test_no_two_metrics_take_the_same_series(kind: EngineKind) -> None:
+    names = SeriesNames(ENGINES[kind].series)
+    # Who counts no queries of the prefix cache looks up every token of a prompt.
+    own = {name: known for name, known in names.of.items() if name != "prefix_cache_queries"}
+    series = [name for known in own.values() for name in known]
     assert sorted(series) == sorted(set(series))
+    assert names.of.keys() <= METRICS.keys()
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_request_byte_for_byte() -> None:
 BOTH_KEYS = {"include_usage": True, "continuous_usage_stats": True}
 PINNED = {"max_tokens": 16, "min_tokens": 16, "ignore_eos": True, "stream_options": BOTH_KEYS}
 UNPINNED = {"max_tokens": 16, "stream_options": {"include_usage": True}}
-OPTIONS = {"vllm": PINNED, "trtllm": PINNED, "sim": PINNED, "openai": UNPINNED}
+OPTIONS = {"vllm": PINNED, "trtllm": PINNED, "sglang": PINNED, "sim": PINNED, "openai": UNPINNED}
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

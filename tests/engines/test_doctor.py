@@ -15,7 +15,6 @@ import pytest
 from loadgen.engines.doctor import (
     TOOLS,
     Examination,
-    Finding,
     FoundEngine,
     Tool,
     environment_findings,
@@ -27,9 +26,10 @@ from loadgen.engines.doctor import (
     tensor_findings,
     tensor_test,
     unusable,
-    version_tuple,
 )
-from loadgen.engines.installs import Environment, installs_in
+from loadgen.engines.engine import Finding
+from loadgen.engines.installs import Environment, version_tuple
+from loadgen.engines.lookup import installs_in
 from loadgen.gpus import Gpu, MigSlice
 
 NVML = Path(__file__).parents[1] / "fakes" / "nvml" / "pynvml.py"

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from loadgen.engines.launch import LOG_TAIL_BYTES, SHOWN_LINES, explain, last_words
+from loadgen.engines import guarded
+from loadgen.engines.guarded import LOG_TAIL_BYTES, SHOWN_LINES, last_words
+from loadgen.engines.table import ENGINES
 
 CRASH = """\
 (EngineCore_DP0 pid=812) ERROR 11-23 20:49:07 [core.py:708]     super().__init__(vllm_config, executor_class, log_stats)
@@ -17,6 +19,12 @@ CRASH = """\
 """
 # The way vLLM 0.5 to 0.20 begin where a part of them cannot be used, and go on.
 WARNING = "WARNING 11-23 20:48:59 [_custom_ops.py:20] Failed to import from vllm._C with {error}\n"
+
+
+def explain(log: str, exit_code: int | None) -> str | None:
+    """By the causes of every engine."""
+    causes = tuple(cause for row in ENGINES.values() for cause in row.endings.causes)
+    return guarded.explain(log, exit_code, guarded.Endings(causes))
 
 
 def crash(words: str) -> str:

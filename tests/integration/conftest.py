@@ -13,7 +13,7 @@ from servers import FAKES, TPOT_S, TRTLLM_VERSIONS, TTFT_S
 from loadgen.engines.launch import RunningSim, launch_sim
 from loadgen.engines.sim import SimConfig
 
-LAUNCHES = ("test_launch", "test_trtllm", "test_engine_sweeps")
+LAUNCHES = ("test_launch", "test_trtllm", "test_sglang", "test_engine_sweeps")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

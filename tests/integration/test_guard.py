@@ -18,7 +18,7 @@ import pytest
 from servers import gone, wait_for
 
 from loadgen.engines.guard import MAX_LOG_BYTES
-from loadgen.engines.launch import GUARD, GuardedProcess
+from loadgen.engines.guarded import GUARD, GuardedProcess
 from loadgen.errors import EngineError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -280,7 +280,7 @@ def test_nothing_is_left_when_loadgen_is_killed(tmp_path: Path) -> None:
     parent = f"""
 import os, sys, time
 from pathlib import Path
-from loadgen.engines.launch import GuardedProcess
+from loadgen.engines.guarded import GuardedProcess
 process = GuardedProcess({python(FAMILY + WAIT)!r}, dict(os.environ), Path("."), Path("engine.log"), {PATIENCE_S})
 print(process._guard.pid, flush=True)
 time.sleep({PATIENCE_S})

@@ -21,7 +21,8 @@ import pytest
 from servers import gone, wait_for
 
 from loadgen.engines.guard import MAX_LOG_BYTES
-from loadgen.engines.launch import Launched, explain, free_port, launch, prepare
+from loadgen.engines.guarded import explain
+from loadgen.engines.launch import Launched, free_port, launch, prepare
 from loadgen.engines.shapes import write_model
 from loadgen.engines.spec import EngineSpec
 from loadgen.errors import EngineError, LoadgenError, UsageError

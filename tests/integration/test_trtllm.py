@@ -18,8 +18,8 @@ import pytest
 from servers import TRTLLM_VERSIONS as VERSIONS
 
 from loadgen.engines import trtllm_build
-from loadgen.engines.installs import find_install, look_at
 from loadgen.engines.launch import launch, prepare
+from loadgen.engines.lookup import find_install, look_at
 from loadgen.engines.offline import read_offline_report
 from loadgen.engines.server import MetricsPage
 from loadgen.engines.shapes import write_model
