@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from click.testing import CliRunner, Result
+from typer.testing import CliRunner, Result
 
-from loadgen.cli.main import cli
+from loadgen.cli.main import app
 from loadgen.errors import RunFolderError, UsageError
 from loadgen.records import Manifest, write_json
 from loadgen.report.listing import age, render
@@ -266,7 +266,7 @@ def test_without_any_folder_there_is_nothing(tmp_path: Path, monkeypatch: pytest
 
 
 def loadgen(*words: str) -> Result:
-    return CliRunner().invoke(cli, list(words), standalone_mode=False)
+    return CliRunner().invoke(app, list(words), standalone_mode=False)
 
 
 def test_the_command(homes: Path) -> None:

@@ -21,6 +21,7 @@ refuses two ranks on one GPU.
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -32,7 +33,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import click
 import msgspec
 
 from loadgen.errors import LoadgenError, UsageError
@@ -354,14 +354,15 @@ def _shape(text: str) -> tuple[int, int]:
     return int(tokens), int(hidden)
 
 
-@click.command()
-@click.option("--ranks", type=int)
-@click.option("--shape", "shapes", multiple=True)
-@click.option("--one-gpu", is_flag=True)
-def main(ranks: int | None, shapes: tuple[str, ...], one_gpu: bool) -> None:
+def main() -> None:
     """Measures all-reduce over several GPUs, and prints JSON lines; ``loadgen kernels all-reduce`` has the help."""
+    parser = argparse.ArgumentParser(prog="python -m loadgen.microbench.collective")
+    parser.add_argument("--ranks", type=int)
+    parser.add_argument("--shape", action="append", default=[])
+    parser.add_argument("--one-gpu", action="store_true")
+    given = parser.parse_args()
     try:
-        wanted = [_shape(text) for text in shapes] or SHAPES
+        wanted = [_shape(text) for text in given.shape] or SHAPES
         try:
             import torch
         except ImportError:
@@ -369,12 +370,13 @@ def main(ranks: int | None, shapes: tuple[str, ...], one_gpu: bool) -> None:
                 f"{sys.executable} has no torch: pip install 'loadgen[kernels]', or name a Python that has it with "
                 "--python"
             ) from None
-        found = measure((2 if one_gpu else torch.cuda.device_count()) if ranks is None else ranks, wanted, one_gpu)
+        ranks = (2 if given.one_gpu else torch.cuda.device_count()) if given.ranks is None else given.ranks
+        found = measure(ranks, wanted, given.one_gpu)
     except LoadgenError as error:
-        click.echo(f"Error: {error}", err=True)
+        sys.stderr.write(f"Error: {error}\n")
         sys.exit(error.exit_code)
     for row in found:
-        click.echo(msgspec.json.encode(row).decode())
+        sys.stdout.write(f"{msgspec.json.encode(row).decode()}\n")
     if any(row.complaint for row in found):
         sys.exit(1)
 

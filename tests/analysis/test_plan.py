@@ -12,9 +12,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from click.testing import CliRunner, Result
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner, Result
 
 from loadgen.analysis.criteria import requests_needed
 from loadgen.analysis.plan import (
@@ -36,7 +37,7 @@ from loadgen.analysis.plan import (
 from loadgen.analysis.slo import outcome, parse_slos
 from loadgen.analysis.stats import Distribution
 from loadgen.analysis.summary import summarize_level
-from loadgen.cli.main import cli
+from loadgen.cli.main import app
 from loadgen.errors import UsageError
 from loadgen.records import LevelMark, Manifest, RequestError, RequestRecord
 from loadgen.report.plan import markdown, render
@@ -378,7 +379,7 @@ def test_a_level_that_breaks_never_raises_the_capacity(found: list[Point], which
 
 
 def run(*words: str) -> Result:
-    return CliRunner().invoke(cli, ["plan", *words], standalone_mode=False)
+    return CliRunner().invoke(app, ["plan", *words], standalone_mode=False)
 
 
 def test_a_real_sweep_is_planned() -> None:
@@ -406,13 +407,13 @@ def test_runs_are_planned_side_by_side() -> None:
     [
         ([], "the sweep had no objectives"),
         (["--slo", "tpot=50"], "no unit"),
-        (["--slo", "tpot=50ms", "--attainment", "100%"], "no sample"),
+        (["--slo", "tpot=50ms", "--attainment", "100%"], "no sample can prove 100%"),
         (["--slo", "tpot=50ms", "--attainment", "0%"], "above 0%"),
         (["--slo", "tpot=50ms", "--headroom", "100%"], "below 100%"),
-        (["--slo", "tpot=50ms", "--headroom", "0.2"], "write it as 20%"),
+        (["--slo", "tpot=50ms", "--headroom", "a fifth"], "write it as 20%"),
         (["--slo", "tpot=50ms", "--growth", "lots"], "write it as 20%"),
     ],
 )
 def test_bad_input(words: list[str], text: str) -> None:
     done = run(LEVELS, *words)
-    assert isinstance(done.exception, UsageError) and text in str(done.exception)
+    assert isinstance(done.exception, UsageError | typer.BadParameter) and text in str(done.exception)
