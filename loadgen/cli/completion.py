@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
+VARIABLE = "_LOADGEN_COMPLETE"  # set by the shell's completion script
 LAST = ("@last", "@last~1", "@last~2")
 
 
-def run_names(
-    incomplete: str, homes: Sequence[Path] | None = None, env: Mapping[str, str] | None = None
-) -> list[str]:
+def run_names(incomplete: str, homes: Sequence[Path] | None = None) -> list[str]:
     """Names that begin with ``incomplete``, as ``loadgen report`` takes them, the newest run first.
 
     Args:
-        homes: the folders that hold runs; None takes those of :mod:`loadgen.run_folders`.
-        env: where bash says what was typed; None takes this process's environment.
+        homes: folders that hold runs; None takes those of :mod:`loadgen.run_folders`.
     """
     from loadgen.run_folders import HOMES, list_runs
 
-    before = _behind_an_at(os.environ if env is None else env)
-    wanted = before + incomplete
     entries = [entry for entry in list_runs(HOMES if homes is None else homes) if entry.kind != "unreadable"]
     served = [entry for entry in entries if entry.kind in ("run", "sweep")]
     names = [*LAST[: len(served)], *(entry.name for entry in entries)]
-    return [name.removeprefix(before) for name in names if name.startswith(wanted)]
-
-
-def _behind_an_at(env: Mapping[str, str]) -> str:
-    """``"@"`` where bash has cut ``@la`` in two: it completes only what stands behind an ``@``."""
-    words, place = env.get("COMP_WORDS", "").split("\n"), env.get("COMP_CWORD", "")
-    if not place.isdecimal() or not 0 < int(place) <= len(words):
-        return ""
-    here = words[int(place)] if int(place) < len(words) else ""
-    return "@" if words[int(place) - 1] == "@" or here == "@" else ""
+    return [name for name in names if name.startswith(incomplete)]
 
 
 def dataset_names(incomplete: str) -> list[str]:
@@ -42,3 +28,26 @@ def dataset_names(incomplete: str) -> list[str]:
     from loadgen.workloads.datasets import shipped
 
     return [name for name in shipped() if name.startswith(incomplete)]
+
+
+def rejoin_words(environ: MutableMapping[str, str]) -> None:
+    """Undoes what bash does to the words of a command line: it cuts ``@last`` and ``--engine=sim`` at ``@`` and ``=``.
+
+    Bash gives the words in ``COMP_WORDS``, one a line, and the place of the cursor's word in ``COMP_CWORD``.
+    """
+    place = environ.get("COMP_CWORD", "")
+    if not place.isdecimal():
+        return
+    joined: list[str] = []
+    here = None
+    for index, word in enumerate(environ.get("COMP_WORDS", "").split("\n")):
+        before = joined[-1] if joined else ""
+        option = before.startswith("--")
+        if before == "@" or (option and (word == "=" or before.endswith("="))):
+            joined[-1] += word
+        else:
+            joined.append(word)
+        if index == int(place):
+            here = len(joined) - 1
+    environ["COMP_WORDS"] = "\n".join(joined)
+    environ["COMP_CWORD"] = str(len(joined) if here is None else here)

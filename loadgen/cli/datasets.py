@@ -67,7 +67,7 @@ def make_dataset(
 # For vllm bench serve
 loadgen dataset convert chat-256 vllm.jsonl --to vllm
 # For trtllm-bench, with 200 output tokens for every prompt
-loadgen dataset convert prompts.jsonl trtllm.jsonl --to trtllm-bench --output-tokens 200
+loadgen dataset convert a.jsonl b.jsonl --to trtllm-bench --output-tokens 200
 # Back into loadgen's own format, to standard output
 loadgen dataset convert vllm.jsonl - --to loadgen
 """,
@@ -81,7 +81,10 @@ def convert_dataset(
         int | None, option("--output-tokens", kind=COUNT, help="Tokens to request, in place of each line's own number.")
     ] = None,
 ) -> int:
-    """Convert a dataset to the format of another tool; every tool's format is read."""
+    """Convert a dataset to the format of another tool.
+
+    The dataset can be in the format of any of the tools.
+    """
     from loadgen.workloads.datasets import convert, find_dataset
 
     lines = list(convert(find_dataset(file), to, output_tokens))

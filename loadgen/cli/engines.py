@@ -42,8 +42,8 @@ build = group(
     """
 # A TensorRT engine from a Hugging Face checkpoint
 loadgen engines build trtllm --model ./M --dtype bfloat16
-# Weights of 8 bits, over two GPUs
-loadgen engines build trtllm --model ./M --weight-only int8 --tensor-parallel 2
+# Weights of 8 bits
+loadgen engines build trtllm --model ./M --weight-only int8 --dtype float16
 # Without serving the result once at the end
 loadgen engines build trtllm --model ./M --no-smoke
 """,
@@ -285,18 +285,19 @@ class Build(NamedTuple):
     """
 # From a Hugging Face checkpoint
 loadgen engines build trtllm --model ./M --dtype bfloat16
-# For large batches, with an option for trtllm-build
-loadgen engines build trtllm --model ./M --max-batch-size 512 --build-arg '--log_level info'
+# With an option for trtllm-build
+loadgen engines build trtllm --model ./M --build-arg '--log_level info'
 # With TensorRT-LLM in another environment
 loadgen engines build trtllm --model ./M --engine-python ~/trtllm/bin/python
 """,
     name="trtllm",
 )
 def build_trtllm(build: Build) -> int:
-    """Convert a checkpoint and build a TensorRT engine from it (TensorRT-LLM up to 1.2).
+    """Build a TensorRT engine from a checkpoint.
 
-    A built engine is kept and found again when the same one is asked for; a build that failed resumes at
-    the step that failed. Prints the engine's folder, for `loadgen sweep --engine trtllm --model FOLDER`.
+    This is for TensorRT-LLM up to 1.2, whose engines are built before they are served. A built engine is
+    kept and found again when the same one is asked for; a build that failed resumes at the step that
+    failed. Prints the engine's folder, for `loadgen sweep --engine trtllm --model FOLDER`.
     """
     from loadgen.engines.spec import split_arguments
     from loadgen.engines.trtllm_build import BuildSpec, build_engine, smoke_run

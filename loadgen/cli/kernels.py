@@ -47,7 +47,10 @@ loadgen kernels list --json
     name="list",
 )
 def list_kernels(files: Files = None, json: Json = False) -> int:
-    """List kernel files, bundled ones or your own. Needs no GPU and no PyTorch."""
+    """List kernel files, bundled ones or your own.
+
+    Needs no GPU and no PyTorch.
+    """
     from loadgen.microbench.kernel_file import describe, find
 
     found = [describe(path) for path in find(files or [])]
@@ -152,10 +155,11 @@ def bench_kernels(
     output: BenchOutput,
     files: Files = None,
 ) -> int:
-    """Measure kernels on this machine's GPU: all bundled ones, or those named.
+    """Measure kernels on this machine's GPU.
 
-    Every kernel is compared with a reference in higher precision before and after it is timed. It is
-    timed in a CUDA graph over rotating buffers, interleaved with PyTorch's and the engines' own kernels.
+    All bundled kernels are measured, or those named. Every kernel is compared with a reference in higher
+    precision before and after it is timed. It is timed in a CUDA graph over rotating buffers, interleaved
+    with PyTorch's and the engines' own kernels.
     """
     from loadgen.microbench.bench import BenchSpec, run_bench, run_checks
     from loadgen.microbench.kernel_file import find
@@ -329,7 +333,10 @@ def profile_kernel(
     output: RunOutput = None,
     json: JsonLines = False,
 ) -> int:
-    """Profile one kernel at one case, and say what each figure includes."""
+    """Profile one kernel at one case.
+
+    The result says what each figure includes.
+    """
     from loadgen.microbench.kernel_file import find
     from loadgen.microbench.profiling.profile import ProfileSpec, profile, render
     from loadgen.run_folders import default_output
@@ -389,10 +396,10 @@ def build_kernels(
     ] = Path("build/kernels"),
     json: Json = False,
 ) -> int:  # fmt: skip
-    """Compile CUDA files with nvcc: fat binaries for some GPUs, and PTX for later ones.
+    """Compile CUDA files with nvcc.
 
-    Needs no GPU and no PyTorch. The torch operators that kernels bench measures are built on their first
-    run, for the GPU at hand.
+    The result is a fat binary for some GPUs, with PTX for later ones. Needs no GPU and no PyTorch. The
+    torch operators that kernels bench measures are built on their first run, for the GPU at hand.
     """
     from loadgen.microbench.build import DEFAULT_ARCHITECTURES, build, find_sources, parse_architectures, render
 
@@ -431,9 +438,10 @@ def all_reduce(
     ] = False,
     python: TorchPython = None,
 ) -> int:
-    """Measure all-reduce over several GPUs beside NCCL; prints a JSON line for each result.
+    """Measure all-reduce over several GPUs beside NCCL.
 
-    There is one process for each GPU. Results are compared with the sum before and after they are timed.
+    Prints a JSON line for each result. There is one process for each GPU. Results are compared with the
+    sum before and after they are timed.
     """
     from loadgen.microbench.collective import measure_apart
 

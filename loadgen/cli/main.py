@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar
 import typer
 
 from loadgen import __version__
+from loadgen.cli.completion import VARIABLE, rejoin_words
 from loadgen.cli.output import EXIT_CODES, complain, show
 from loadgen.cli.panels import LazyGroup, Row
 from loadgen.errors import LoadgenError
@@ -81,6 +82,8 @@ def loadgen(
 
 def main() -> None:
     """The entry point: a user's mistake never ends in a traceback."""
+    if VARIABLE in os.environ:
+        rejoin_words(os.environ)
     try:
         # Typer shows its own errors as plain text and exits with 2, or 130 after Ctrl-C.
         app(prog_name="loadgen")

@@ -51,9 +51,9 @@ def sweep_spec(options: Options, command: list[str]) -> SweepSpec:
     from loadgen.sweeps.spec import SweepSpec
 
     server, client = options.server, options.client
-    _check_what_goes_together(options)
     load = _load_of(options) if options.search.find is None else _search_of(options)
     requests, duration_s = _amount_of(options, load)
+    _check_engines(options)
     specs = _engine_specs_of(options)
     name = server.model or "server" if server.url is not None else "-".join(engine.name for engine in specs[:4])
     return SweepSpec(
@@ -84,8 +84,8 @@ def sweep_spec(options: Options, command: list[str]) -> SweepSpec:
     )
 
 
-def _check_what_goes_together(options: Options) -> None:
-    server, engines, search = options.server, options.engines, options.search
+def _check_engines(options: Options) -> None:
+    server, engines = options.server, options.engines
     kinds = server.engines or []
     if server.url is not None and (kinds or engines.mig):
         raise UsageError("--url and --engine exclude each other: measure a running server, or launch one")
@@ -102,8 +102,6 @@ def _check_what_goes_together(options: Options) -> None:
             "--kernels needs an --engine that leaves the GPU free when it stops, so not sim and not --mig. For a "
             "running server: loadgen kernels bench --from RUN, then loadgen report RUN KERNELS"
         )
-    if search.find is None:
-        _refuse({"--attainment": search.attainment, "--max-find": search.max_find_s}, "needs --find")
 
 
 def _refuse(given: dict[str, Any], why: str) -> None:
@@ -118,7 +116,8 @@ def _load_of(options: Options) -> dict[str, Any]:
     from loadgen.client.pacing import parse_arrival
     from loadgen.workloads.datasets import find_dataset, read_timestamps_ns
 
-    load, dataset = options.load, options.prompts.dataset
+    load, dataset, search = options.load, options.prompts.dataset, options.search
+    _refuse({"--attainment": search.attainment, "--max-find": search.max_find_s}, "needs --find")
     if load.levels is not None:
         given = {
             "--rate": load.rates,
