@@ -41,7 +41,7 @@ def test_every_option_in_a_document_exists(document: Path) -> None:
         words = line.split("#")[0].split()
         command = next(COMMANDS[name] for end in (4, 3, 2, 1) if (name := " ".join(words[:end])) in COMMANDS)
         known = {name for param in command.params for name in (*param.opts, *param.secondary_opts)} | {"--help", "-h"}
-        for option in (word.split("=")[0].rstrip("]") for word in words if word.startswith("--")):
+        for option in re.findall(r"(?<!\S)\[?(--[a-z][a-z-]+)", " ".join(words)):
             assert option in known, f"{option} in {line!r}"
 
 
