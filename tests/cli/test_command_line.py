@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, get_args
 
 import pytest
 from commands import COMMANDS
+from servers import wait_for
 from typer.core import TyperGroup
 from typer.testing import CliRunner, Result
 
@@ -312,3 +314,25 @@ def test_groups_show_their_help_without_a_command() -> None:
         if isinstance(command, TyperGroup):
             done = CliRunner().invoke(app, words.split()[1:], prog_name="loadgen")
             assert done.exit_code == 2 and "\nExamples:\n" in done.stderr
+
+
+@pytest.mark.integration
+def test_ctrl_c_ends_with_130_and_no_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "loadgen", "dataset", "make", "chat", "--prompts", "10000000", "--output", "out"]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environ)
+    wait_for(lambda: list(tmp_path.iterdir()))
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in said
+    assert not list(tmp_path.iterdir()), "half a file"
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("words", ["--help", "-V", "sweep --help-all"])
+def test_help_to_a_full_disk(words: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "loadgen", *words.split()]
+        environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environ, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "loadgen: standard output: no space left on device\n")
