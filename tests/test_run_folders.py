@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from click.testing import CliRunner, Result
 from made import manifest_from
+from typer.testing import CliRunner, Result
 
-from loadgen.cli.main import cli
+from loadgen.cli.main import app
 from loadgen.errors import RunFolderError, UsageError
 from loadgen.loads import Closed
 from loadgen.records import write_json, write_manifest
@@ -272,7 +272,7 @@ def test_without_any_folder_there_is_nothing(tmp_path: Path, monkeypatch: pytest
 
 
 def loadgen(*words: str) -> Result:
-    return CliRunner().invoke(cli, list(words), standalone_mode=False)
+    return CliRunner().invoke(app, list(words), standalone_mode=False)
 
 
 def test_the_command(homes: Path) -> None:

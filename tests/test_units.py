@@ -7,7 +7,7 @@ import math
 import pytest
 
 from loadgen.errors import UsageError
-from loadgen.units import format_count, format_ms, parse_duration_s, parse_share
+from loadgen.units import format_count, format_ms, parse_duration_s, parse_money, parse_share
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,23 @@ def test_no_duration_is_refused_and_the_message_shows_how_to_write_one(text: str
     with pytest.raises(UsageError, match="60s") as caught:
         parse_duration_s(text)
     assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("10", 10), ("0.5", 0.5), (" 60 ", 60), ("60s", 60), ("1m30s", 90)])
+def test_an_option_takes_a_bare_number_as_seconds(text: str, seconds: float) -> None:
+    assert parse_duration_s(text, bare_seconds=True) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "-5", "+5", "1e3", ".5", "5.", "10 20", "nan", "inf", "٣"])
+def test_what_is_no_bare_number_stays_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="number of seconds"):
+        parse_duration_s(text, bare_seconds=True)
+
+
+@pytest.mark.parametrize("text", ["0", "0.0", "9" * 400])
+def test_a_bare_number_must_be_a_length_of_time(text: str) -> None:
+    with pytest.raises(UsageError, match="above zero"):
+        parse_duration_s(text, bare_seconds=True)
 
 
 @pytest.mark.parametrize("text", ["0s", "0ms", "0h0m0.0s"])
@@ -114,12 +131,47 @@ def test_count(value: float, text: str) -> None:
     assert format_count(value) == text
 
 
-@pytest.mark.parametrize(("text", "share"), [("20%", 0.2), ("0%", 0), (" 99.9 % ", 0.999), ("150%", 1.5)])
-def test_a_percentage(text: str, share: float) -> None:
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("20%", 0.2),
+        ("0%", 0),
+        (" 99.9 % ", 0.999),
+        ("150%", 1.5),
+        ("95%", 0.95),
+        ("95", 0.95),
+        ("0.95", 0.95),
+        ("1", 1),
+        ("1%", 0.01),
+        ("1.5", 0.015),
+        ("0", 0),
+        ("5", 0.05),
+    ],
+)
+def test_a_share_is_a_percentage_or_a_number_up_to_1(text: str, share: float) -> None:
     assert parse_share(text) == pytest.approx(share, rel=1e-12)
 
 
-@pytest.mark.parametrize("text", ["", "0.2", "20", "%", "-5%", "+5%", "5%%", "٣%"])
-def test_no_percentage_is_refused(text: str) -> None:
+@pytest.mark.parametrize("text", ["", "%", "-5%", "+5%", "5%%", "٣%", "-0.2", "1e-2", ".5", "nan"])
+def test_what_is_no_share_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="write it as 20%"):
         parse_share(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["2.5", "2.50", "$2.50", "$ 2.50", "€2.50", "2.50€", "2.50 €", "2.50 USD", "2.50USD", " 2.5 "]
+)
+def test_money_with_or_without_a_currency(text: str) -> None:
+    assert parse_money(text) == 2.5
+
+
+@pytest.mark.parametrize("text", ["", "$", "2,50", "-2", "$-2", "$2.50 USD", "2.50 dollars", "2.50 usd", "1e3", "٣"])
+def test_what_is_no_price_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"write it as 2\.50"):
+        parse_money(text)
+
+
+@pytest.mark.parametrize("text", ["0", "$0.00"])
+def test_a_price_of_nothing_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="above zero"):
+        parse_money(text)

@@ -1,115 +1,168 @@
-"""``loadgen kernels ...``: microbenchmarks of what engines stand on."""
+"""``loadgen kernels ...``: microbenchmarks of the GPU kernels that engines use."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple
 
-import click
-
-from loadgen.cli.runs import RUN
+from loadgen.cli.options import Json, RunOutput, Seed, TorchPython
+from loadgen.cli.output import as_json_lines, say, show, show_result
+from loadgen.cli.panels import command, group
+from loadgen.cli.params import LOADS, RUN, argument, count, number, option
 from loadgen.errors import UsageError
 
+FILES_HELP = "Kernel files, folders of them, or names of bundled ones.  [default: every bundled one]"
+DEFAULT_CONCURRENCY, DEFAULT_CONTEXT = (1, 8, 64), (512, 4096)
+CONTEXTS = LOADS._replace(metavar="512,4096")
+JsonLines = Annotated[bool, option("--json", help="Print the records as JSON lines instead of the table.")]
+Files = Annotated[list[str] | None, argument(metavar="[FILE|FOLDER|NAME]...", help=FILES_HELP)]
 
-@click.group("kernels")
-def kernels() -> None:
-    """GPU kernels: measured at the sizes that a model's steps have.
-
-    \b
-    loadgen kernels list                                     what there is
-    loadgen kernels bench --model qwen1.5-4b --concurrency 1,8,64 --context 512,4096
-    loadgen kernels bench --from RUN                         the sizes that a sweep served
-    loadgen kernels bench my_kernel.py --model qwen1.5-4b    your own file: docs/kernels.md
-    loadgen kernels all-reduce                               over several GPUs, beside NCCL
+kernels = group(
+    "kernels",
+    "Measure GPU kernels at the sizes that a model's steps have.",
     """
+# Which kernels there are
+loadgen kernels list
+# All of them, at the sizes of a model and of some loads
+loadgen kernels bench --model qwen1.5-4b --concurrency 1,64 --context 4096
+# At the sizes that the last sweep served
+loadgen kernels bench --from @last
+# A kernel file of your own: docs/kernels.md
+loadgen kernels bench my_kernel.py --model qwen1.5-4b
+""",
+)
 
 
-def say(text: str) -> None:
-    """A line for people, while it runs."""
-    click.echo(text, err=True)
-
-
-def numbers(text: str, option: str) -> list[int]:
-    """``1,8,64`` as numbers of 1 and above.
-
-    Raises:
-        UsageError: it is something else.
+@command(
+    kernels,
     """
-    try:
-        found = [int(piece) for piece in text.split(",")]
-    except ValueError:
-        raise UsageError(f"{option} takes numbers such as 1,8,64, not {text!r}") from None
-    if min(found) < 1:
-        raise UsageError(f"{option}: {min(found)} is below 1")
-    return found
+# Every bundled kernel
+loadgen kernels list
+# One of them
+loadgen kernels list add_rms_norm
+# As JSON
+loadgen kernels list --json
+""",
+    name="list",
+)
+def list_kernels(files: Files = None, json: Json = False) -> int:
+    """List kernel files, bundled ones or your own.
 
-
-@kernels.command("list")
-@click.argument("files", nargs=-1, metavar="[FILE|FOLDER|NAME]...")
-@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
-def list_kernels(files: tuple[str, ...], as_json: bool) -> int:
-    """The kernel files that come with loadgen, or those named. Needs no GPU and no torch."""
-    import msgspec
-
+    Needs no GPU and no PyTorch.
+    """
     from loadgen.microbench.kernel_file import describe, find
 
-    found = [describe(path) for path in find(files)]
-    if as_json:
-        rows = [{**kernel._asdict(), "path": str(kernel.path)} for kernel in found]
-        click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2))
-        return 0
-    for kernel in found:
-        click.echo(f"{kernel.name}: {kernel.title}")
-        click.echo(f"  own {', '.join(kernel.implementations)}; against {', '.join(kernel.baselines) or 'nothing'}")
+    found = [describe(path) for path in find(files or [])]
+    rows = [{**kernel._asdict(), "path": str(kernel.path)} for kernel in found]
+    lines = [
+        f"{kernel.name}: {kernel.title}\n"
+        f"  own {', '.join(kernel.implementations)}; against {', '.join(kernel.baselines) or 'nothing'}\n"
+        for kernel in found
+    ]
+    show_result(rows, json, lambda: "".join(lines))
     return 0
 
 
-@kernels.command("bench")
-@click.argument("files", nargs=-1, metavar="[FILE|FOLDER|NAME]...")
-@click.option("--model", metavar="M", help="A shape's name such as qwen1.5-4b, or a folder with config.json.")
-@click.option("--from", "run", type=RUN, metavar="RUN",
-              help="A run folder: its model, and the batches and contexts that it really served.")  # fmt: skip
-@click.option(
-    "--concurrency", default="1,8,64", show_default=True, metavar="1,8,64", help="Sequences in a decode step."
-)
-@click.option("--context", default="512,4096", show_default=True, metavar="512,4096",
-              help="Tokens that each sequence attends to, and length of the prompts in prefill.")  # fmt: skip
-@click.option("--case", "cases", multiple=True, metavar="'NAME=VALUE ...'",
-              help="Parameters of one file's case, as the table shows them, instead; repeatable.")  # fmt: skip
-@click.option("--dtype", metavar="T", help="bfloat16, float16 or float32.  [default: the model's]")
-@click.option("--state", default="serving", show_default=True, metavar="cold,serving,hot", help="Of the cache.")
-@click.option("--implementation", "implementations", multiple=True, metavar="NAME", help="Only this one; repeatable.")
-@click.option("--baselines/--no-baselines", default=True, help="Measure torch's and the engines' own kernels too.")
-@click.option("--check", is_flag=True, help="Only compare with the references; without a GPU in Triton's interpreter.")
-@click.option("--python", metavar="PATH", help="A Python that has torch (and vLLM, for its kernels).  [default: this]")
-@click.option("--seconds", type=click.FloatRange(0.05, 60), default=0.6, show_default=True, help="For one case.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="[default: reports/local/...]")
-@click.option("--json", "as_json", is_flag=True, help="Print the records as JSON lines instead of the table.")
-def bench_kernels(
-    files: tuple[str, ...],
-    model: str | None,
-    run: Path | None,
-    concurrency: str,
-    context: str,
-    cases: tuple[str, ...],
-    dtype: str | None,
-    state: str,
-    implementations: tuple[str, ...],
-    baselines: bool,
-    check: bool,
-    python: str | None,
-    seconds: float,
-    seed: int,
-    output: Path | None,
-    as_json: bool,
-) -> int:
-    """Measure kernels on this machine's GPU: all that come with loadgen, or those named.
+class Sizes(NamedTuple):
+    """Sizes."""
 
-    Every kernel is compared with a reference in higher precision before and after it is timed. It is
-    timed in a CUDA graph over rotated buffers, in one interleaved run with torch's and the engines'
-    own kernels.
+    model: Annotated[
+        str | None,
+        option("--model", metavar="MODEL", help="Name of a shape, such as qwen1.5-4b, or a folder with config.json."),
+    ] = None
+    run: Annotated[
+        Path | None,
+        option("--from", kind=RUN, help="Run to take the model, the batches and the context lengths from."),
+    ] = None
+    concurrency: Annotated[
+        tuple[int, ...] | None,
+        option("--concurrency", kind=LOADS, help="Sequences in a decode step.  [default: 1,8,64]"),
+    ] = None
+    context: Annotated[
+        tuple[int, ...] | None,
+        option(
+            "--context",
+            kind=CONTEXTS,
+            help="Tokens that each sequence attends to, and length of the prompts in prefill.  [default: 512,4096]",
+        ),
+    ] = None
+    cases: Annotated[
+        list[str] | None,
+        option(
+            "--case",
+            metavar="'NAME=VALUE ...'",
+            help="Case of one kernel file, as the table shows it, in place of those of the model; repeatable.",
+        ),
+    ] = None
+    dtype: Annotated[
+        str | None,
+        option("--dtype", metavar="TYPE", help="Data type: bfloat16, float16 or float32.  [default: the model's]"),
+    ] = None
+
+
+class Measuring(NamedTuple):
+    """Measuring."""
+
+    state: Annotated[str, option("--state", metavar="cold,serving,hot", help="State of the GPU's L2 cache.")] = (
+        "serving"
+    )
+    implementations: Annotated[
+        list[str] | None, option("--implementation", metavar="NAME", help="Only this implementation; repeatable.")
+    ] = None
+    baselines: Annotated[
+        bool, option("--baselines/--no-baselines", help="Measure PyTorch's and the engines' own kernels too.")
+    ] = True
+    check: Annotated[
+        bool,
+        option("--check", help="Compare with the references and time nothing; without a GPU, in Triton's interpreter."),
+    ] = False
+    python: Annotated[
+        str | None,
+        option(
+            "--python",
+            metavar="PATH",
+            help="Python that has torch, and vLLM for its kernels.  [default: the one that runs loadgen]",
+        ),
+    ] = None
+    seconds: Annotated[
+        float, option("--seconds", kind=number("S", least=0.05, most=60), help="Time for each case.  [default: 0.6]")
+    ] = 0.6
+    seed: Seed = 0
+
+
+class BenchOutput(NamedTuple):
+    """Output."""
+
+    folder: RunOutput = None
+    json: JsonLines = False
+
+
+@command(
+    kernels,
+    """
+# Every bundled kernel, at the sizes of a model
+loadgen kernels bench --model qwen1.5-4b
+# At the sizes that a sweep served
+loadgen kernels bench --from @last
+# One case of one kernel, with a cold cache
+loadgen kernels bench add_rms_norm --case 'tokens=64 hidden=2560' --state cold
+# Only check the results, without a GPU
+loadgen kernels bench --check
+""",
+    name="bench",
+)
+def bench_kernels(
+    sizes: Sizes,
+    measuring: Measuring,
+    output: BenchOutput,
+    files: Files = None,
+) -> int:
+    """Measure kernels on this machine's GPU.
+
+    All bundled kernels are measured, or those named. Every kernel is compared with a reference in higher
+    precision before and after it is timed. It is timed in a CUDA graph over rotating buffers, interleaved
+    with PyTorch's and the engines' own kernels.
     """
     from loadgen.microbench.bench import BenchSpec, run_bench, run_checks
     from loadgen.microbench.kernel_file import find
@@ -117,37 +170,37 @@ def bench_kernels(
     from loadgen.report.kernels import render
     from loadgen.run_folders import default_output
 
-    paths = find(files)
-    if cases and len(paths) != 1:
+    paths = find(files or [])
+    if sizes.cases and len(paths) != 1:
         raise UsageError("--case is for one kernel file: name it")
-    shape, steps = _model_and_steps(model, run, concurrency, context, dtype, check)
-    states = _states(state)
+    shape, steps = _model_and_steps(sizes)
+    states = _states(measuring.state)
     with Interrupts().watching() as interrupts:
         spec = BenchSpec(
             command=["loadgen", *sys.argv[1:]],
             files=paths,
             model=shape,
             steps=steps,
-            cases=[parse_params((text,)) for text in cases],
+            cases=[parse_params((text,)) for text in sizes.cases or []],
             states=states,
-            implementations=list(implementations) or None,
-            baselines=baselines,
-            seconds=seconds,
-            seed=seed,
-            python=python,
-            output=output or default_output("kernels"),
+            implementations=measuring.implementations or None,
+            baselines=measuring.baselines,
+            seconds=measuring.seconds,
+            seed=measuring.seed,
+            python=measuring.python,
+            output=output.folder or default_output("kernels"),
             stopped=lambda: interrupts.count > 0,
         )
-        if check:
+        if measuring.check:
             compared, wrong = run_checks(spec, say)
-            click.echo(f"{compared} compared with their references, {wrong} wrong")
+            show(f"{compared} compared with their references, {wrong} wrong")
             return 1 if wrong or not compared else 0
         result = run_bench(spec, say)
-    if as_json:
-        click.echo((spec.output / "kernels.jsonl").read_text(), nl=False)
+    if output.json:
+        show((spec.output / "kernels.jsonl").read_text(), end="")
     else:
-        click.echo(render(result.manifest, result.records))
-        click.echo(f"Folder: {spec.output}")
+        show(render(result.manifest, result.records))
+        show(f"Folder: {spec.output}")
     return result.exit_code
 
 
@@ -159,28 +212,26 @@ def _states(text: str) -> list[Any]:
     return states
 
 
-def _model_and_steps(
-    model: str | None, run: Path | None, concurrency: str, context: str, dtype: str | None, check: bool
-) -> tuple[Any, Any]:
-    """What the cases come from; (None, []) without a model."""
+def _model_and_steps(sizes: Sizes) -> tuple[Any, Any]:
+    """What the cases are made from; (None, []) without a model."""
     from loadgen.analysis.measure import summarize_run
     from loadgen.microbench.steps import find_shape, shape_of_run, steps_of_load, steps_of_run
 
-    if run is not None:
-        given = click.get_current_context().get_parameter_source
-        for name in ("concurrency", "context"):
-            if given(name) is click.core.ParameterSource.COMMANDLINE:
-                raise UsageError(f"--{name} and --from exclude each other: the sizes come from the run")
-        manifest, summary = summarize_run(run)
-        shape = find_shape(model, dtype) if model else shape_of_run(run, manifest)
+    if sizes.run is not None:
+        for name, value in {"--concurrency": sizes.concurrency, "--context": sizes.context}.items():
+            if value is not None:
+                raise UsageError(f"{name} and --from exclude each other: the sizes come from the run")
+        manifest, summary = summarize_run(sizes.run)
+        shape = find_shape(sizes.model, sizes.dtype) if sizes.model else shape_of_run(sizes.run, manifest)
         return shape, steps_of_run(summary)
-    if model is None:
+    if sizes.model is None:
         return None, []
-    return find_shape(model, dtype), steps_of_load(numbers(concurrency, "--concurrency"), numbers(context, "--context"))
+    concurrency, context = sizes.concurrency or DEFAULT_CONCURRENCY, sizes.context or DEFAULT_CONTEXT
+    return find_shape(sizes.model, sizes.dtype), steps_of_load(list(concurrency), list(context))
 
 
-def measure_beside(runs: list[tuple[Path, Any]], interrupts: Any) -> list[str]:
-    """Measures the kernels of each run's model into its folder ``kernels``; gives what went wrong."""
+def measure_kernels_of(runs: list[tuple[Path, Any]], interrupts: Any) -> list[str]:
+    """Measures the kernels of each run's model into the run's folder ``kernels``; returns what went wrong."""
     from loadgen.errors import LoadgenError
     from loadgen.microbench.bench import BenchSpec, run_bench
     from loadgen.microbench.kernel_file import find
@@ -212,21 +263,20 @@ def measure_beside(runs: list[tuple[Path, Any]], interrupts: Any) -> list[str]:
     return failures
 
 
-def report_kernels(folder: Path, as_json: bool) -> int:
+def report_kernels(folder: Path, json: bool) -> int:
     """The table of a kernels' folder again, from its samples."""
     from loadgen.microbench.bench import BenchResult
     from loadgen.microbench.records import read_kernel_manifest, read_samples, records_of
-    from loadgen.records import encode_line
     from loadgen.report.kernels import render
 
     manifest = read_kernel_manifest(folder)
     if manifest.peaks is None:
-        raise UsageError(f"{folder}: was ended before anything was measured")
+        raise UsageError(f"{folder}: ended before anything was measured")
     records = [record for samples in read_samples(folder) for record in records_of(samples, manifest.peaks)]
-    if as_json:
-        click.echo(b"".join(encode_line(record) for record in records).decode(), nl=False)
+    if json:
+        show(as_json_lines(records), end="")
     else:
-        click.echo(render(manifest, records))
+        show(render(manifest, records))
     return BenchResult(manifest=manifest, records=records).exit_code
 
 
@@ -250,35 +300,48 @@ def parse_params(words: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-@kernels.command("profile")
-@click.argument("kernel", metavar="FILE|NAME")
-@click.argument("case", nargs=-1, metavar="NAME=VALUE...")
-@click.option("--tool", type=click.Choice(["torch", "nsys", "ncu"]), default="torch", show_default=True)
-@click.option("--mode", type=click.Choice(["bare", "schedule", "toggle"]), default="schedule", show_default=True,
-              help="Of torch.profiler: all from the first call on; warmed up; only the calls.")  # fmt: skip
-@click.option("--implementation", metavar="NAME", help="Or a baseline's.  [default: the file's first]")
-@click.option("--calls", type=click.IntRange(1, 1000), default=7, show_default=True)
-@click.option("--python", metavar="PATH", help="A Python that has torch.  [default: this]")
-@click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="[default: reports/local/...]")
-@click.option("--json", "as_json", is_flag=True, help="Print the records as JSON lines.")
+@command(
+    kernels,
+    """
+# With torch.profiler
+loadgen kernels profile add_rms_norm tokens=64 hidden=2560
+# With Nsight Compute
+loadgen kernels profile add_rms_norm tokens=64 hidden=2560 --tool ncu
+# From the first call on
+loadgen kernels profile add_rms_norm tokens=64 --mode bare
+""",
+    name="profile",
+)
 def profile_kernel(
-    kernel: str,
-    case: tuple[str, ...],
-    tool: Any,
-    mode: Any,
-    implementation: str | None,
-    calls: int,
-    python: str | None,
-    output: Path | None,
-    as_json: bool,
+    kernel: Annotated[str, argument(metavar="FILE|NAME", help="Kernel file, or the name of a bundled one.")],
+    case: Annotated[
+        list[str] | None,
+        argument(metavar="[NAME=VALUE]...", help="Parameters of one case, as kernels bench shows them."),
+    ] = None,
+    tool: Annotated[Literal["torch", "nsys", "ncu"], option("--tool", help="Profiler to use.")] = "torch",
+    mode: Annotated[
+        Literal["bare", "schedule", "toggle"],
+        option(
+            "--mode",
+            help="What torch.profiler records. bare: everything from the first call; schedule: calls after a warm-up; "
+            "toggle: nothing but the calls.",
+        ),
+    ] = "schedule",
+    implementation: Annotated[
+        str | None,
+        option("--implementation", metavar="NAME", help="Implementation or baseline.  [default: the file's first]"),
+    ] = None,
+    calls: Annotated[int, option("--calls", kind=count(most=1000), help="Calls to profile.  [default: 7]")] = 7,
+    python: TorchPython = None,
+    output: RunOutput = None,
+    json: JsonLines = False,
 ) -> int:
-    """Look into one kernel at one case, and say what each figure includes.
+    """Profile one kernel at one case.
 
-    The case is given as kernels bench shows it: tokens=64 hidden=2560 dtype=bfloat16.
+    The result says what each figure includes.
     """
     from loadgen.microbench.kernel_file import find
     from loadgen.microbench.profiling.profile import ProfileSpec, profile, render
-    from loadgen.records import encode_line
     from loadgen.run_folders import default_output
 
     paths = find([kernel])
@@ -287,7 +350,7 @@ def profile_kernel(
     folder = output or default_output(f"profile-{paths[0].stem}-{tool}")
     spec = ProfileSpec(
         kernel=paths[0],
-        params=parse_params(case),
+        params=parse_params(tuple(case or ())),
         output=folder,
         implementation=implementation,
         tool=tool,
@@ -296,53 +359,96 @@ def profile_kernel(
         python=python,
     )
     found = profile(spec, say)
-    if as_json:
-        click.echo(b"".join(encode_line(record) for record in found.records).decode(), nl=False)
+    if json:
+        show(as_json_lines(found.records), end="")
     else:
-        click.echo(render(found))
-        click.echo(f"Folder: {folder}")
+        show(render(found))
+        show(f"Folder: {folder}")
     return 0
 
 
-@kernels.command("build")
-@click.argument("files", nargs=-1, metavar="[FILE.cu|FOLDER|NAME]...")
-@click.option("--arch", "architectures", metavar="sm_80,sm_90a,compute_90",
-              help="Real (sm_) and virtual (compute_) architectures.  [default: sm_80,sm_90,sm_100]")  # fmt: skip
-@click.option("--output", type=click.Path(path_type=Path), default=Path("build/kernels"), show_default=True,
-              metavar="DIR", help="Where objects and programs go.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print what was built as JSON.")
-def build_kernels(files: tuple[str, ...], architectures: str | None, output: Path, as_json: bool) -> int:
-    """Compile CUDA files with nvcc: fat binaries for the architectures named, and PTX for later ones.
-
-    All that come with loadgen, or those named. Needs no GPU and no torch. The torch operators that
-    kernels bench measures are built by themselves, for the GPU at hand, when they are first run.
+@command(
+    kernels,
     """
-    import msgspec
+# All CUDA files that come with loadgen
+loadgen kernels build
+# For one GPU only
+loadgen kernels build --arch sm_90a
+# A file of your own
+loadgen kernels build my_kernel.cu --output build/mine
+""",
+    name="build",
+)
+def build_kernels(
+    files: Annotated[
+        list[str] | None,
+        argument(
+            metavar="[FILE.cu|FOLDER|NAME]...",
+            help="CUDA files, folders of them, or names of bundled ones.  [default: every bundled one]",
+        ),
+    ] = None,
+    architectures: Annotated[
+        str | None,
+        option(
+            "--arch", metavar="sm_80,sm_90a,compute_90",
+            help="Real (sm_) and virtual (compute_) architectures.  [default: sm_80,sm_90,sm_100]",
+        ),
+    ] = None,
+    output: Annotated[
+        Path, option("--output", metavar="DIR", help="Folder for objects and programs.")
+    ] = Path("build/kernels"),
+    json: Json = False,
+) -> int:  # fmt: skip
+    """Compile CUDA files with nvcc.
 
+    The result is a fat binary for some GPUs, with PTX for later ones. Needs no GPU and no PyTorch. The
+    torch operators that kernels bench measures are built on their first run, for the GPU at hand.
+    """
     from loadgen.microbench.build import DEFAULT_ARCHITECTURES, build, find_sources, parse_architectures, render
 
-    report = build(find_sources(files), parse_architectures(architectures or DEFAULT_ARCHITECTURES), output)
-    if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2))
-    else:
-        click.echo(render(report))
+    wanted = parse_architectures(architectures or DEFAULT_ARCHITECTURES)
+    report = build(find_sources(tuple(files or ())), wanted, output)
+    show_result(report, json, lambda: render(report))
     return 0
 
 
-@kernels.command("all-reduce")
-@click.option("--ranks", type=int, metavar="N", help="Processes, one a GPU.  [default: all GPUs]")
-@click.option("--shape", "shapes", multiple=True, metavar="TxH",
-              help="Of a message, bfloat16, such as 256x5120; repeatable.  [default: 1x5120 to 8192x5120]")  # fmt: skip
-@click.option("--one-gpu", is_flag=True, help="All processes on one GPU: checks the kernels, times nothing.")
-@click.option("--python", metavar="PATH", help="A Python that has torch.  [default: this]")
-def all_reduce(ranks: int | None, shapes: tuple[str, ...], one_gpu: bool, python: str | None) -> int:
-    """Measure all-reduce over several GPUs of this machine, beside NCCL: a JSON line for each result.
+@command(
+    kernels,
+    """
+# Every GPU of this machine
+loadgen kernels all-reduce
+# Two GPUs, one size: 256 tokens of a model with hidden size 5120
+loadgen kernels all-reduce --ranks 2 --shape 256x5120
+# Only check the kernels, on a single GPU
+loadgen kernels all-reduce --one-gpu
+""",
+    name="all-reduce",
+)
+def all_reduce(
+    ranks: Annotated[
+        int | None, option("--ranks", metavar="N", help="Processes, one for each GPU.  [default: all GPUs]")
+    ] = None,
+    shapes: Annotated[
+        list[str] | None,
+        option(
+            "--shape",
+            metavar="TxH",
+            help="Message size, tokens x hidden in bfloat16, such as 256x5120; repeatable.  [default: 1x5120 to "
+            "8192x5120]",
+        ),
+    ] = None,
+    one_gpu: Annotated[
+        bool, option("--one-gpu", help="Run all processes on one GPU: checks the kernels, times nothing.")
+    ] = False,
+    python: TorchPython = None,
+) -> int:
+    """Measure all-reduce over several GPUs beside NCCL.
 
-    One process a GPU; results are compared with the sum before and after they are timed.
+    Prints a JSON line for each result. There is one process for each GPU. Results are compared with the
+    sum before and after they are timed.
     """
     from loadgen.microbench.collective import measure_apart
-    from loadgen.records import encode_line
 
-    found, code = measure_apart(python, ranks, shapes, one_gpu)
-    click.echo(b"".join(encode_line(row) for row in found).decode(), nl=False)
+    found, code = measure_apart(python, ranks, tuple(shapes or ()), one_gpu)
+    show(as_json_lines(found), end="")
     return code

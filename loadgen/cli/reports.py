@@ -1,31 +1,104 @@
-"""``loadgen report``, ``compare`` and ``plan``: what is made of runs that there are."""
+"""``loadgen report``, ``compare`` and ``plan``: what is made of runs afterwards."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-import click
+from typing import Annotated, Any, Literal, NamedTuple
 
 from loadgen.cli.kernels import report_kernels
-from loadgen.cli.runs import RUN
+from loadgen.cli.options import Slo
+from loadgen.cli.output import EXIT_CODES, complain, rendered, show
+from loadgen.cli.panels import alone, command
+from loadgen.cli.params import ATTAINMENT, COUNT, MONEY, POSITIVE, RUN, SHARES, argument, count, option, share
 from loadgen.errors import LoadgenError, UsageError
 
-EPILOG = "Exit codes: 0 valid, 1 ran but a verdict failed, 2 usage or bad input, 3 an engine failed."
+REPORT_EXAMPLES = f"""
+# The newest run
+loadgen report @last
+# Two runs side by side, against other objectives
+loadgen report baseline tuned --slo ttft=300ms,tpot=30ms
+# One page of both
+loadgen report baseline tuned --format html --output both.html
+# A table for a spreadsheet
+loadgen report @last --format csv --output run.csv
+
+{EXIT_CODES}
+"""
+COMPARE_EXAMPLES = f"""
+# Whether the newest run is faster than the one before it
+loadgen compare @last~1 @last
+# Fail a CI job if TPOT is certainly more than 3 % worse
+loadgen compare baseline @last --fail-on 'tpot_p50>+3%'
+# The highest load that each can serve within an SLO
+loadgen compare baseline @last --slo ttft=500ms,tpot=50ms --attainment 99%
+# A result of vllm bench serve
+loadgen compare vllm-result.json @last
+
+{EXIT_CODES}
+"""
+PLAN_EXAMPLES = f"""
+# What one replica can serve within the SLO that the sweep was given
+loadgen plan @last
+# Replicas, GPUs and cost for a peak of 40 requests/s
+loadgen plan @last --slo ttft=500ms --peak-rate 40 --gpu-hour '$2.50'
+# With one spare replica, and a mean load of 40 % of the peak
+loadgen plan @last --peak-rate 40 --spares 1 --duty 40% --gpu-hour 2.50
+# Two engines side by side, as Markdown
+loadgen plan vllm trtllm --peak-rate 40 --format markdown
+
+{EXIT_CODES}
+"""
+report_app, compare_app, plan_app = alone(), alone(), alone()
+
+Runs = Annotated[
+    list[Path],
+    argument(
+        kind=RUN, metavar="RUN...",
+        help="Run folders, beginnings of names that `loadgen runs` lists, or @last. The folder of a sweep over several "
+        "engines stands for all its runs.",
+    ),
+]  # fmt: skip
+Attainment = Annotated[
+    float,
+    option("--attainment", kind=ATTAINMENT, help="Share of requests that must meet the objectives.  [default: 99%]"),
+]
+Format = Literal["terminal", "html", "markdown", "csv", "json", "openmetrics"]
+FORMATS_HELP = (
+    "Format: terminal, html, markdown, csv, json or openmetrics.  [default: terminal, and a page in report.html]"
+)
+TextForm = Annotated[Literal["terminal", "markdown", "json"], option("--format", help="Format of the result.")]
 
 
 def publish(folder: Path, runs: list[tuple[Path, Any]], as_json: bool) -> None:
     """Writes each run's report.html and prints the results of a sweep, several runs side by side."""
-    from loadgen.report import texts
     from loadgen.run_folders import is_together
 
     entries = _entries(runs)
     pages = _write_pages(entries, together=folder)
-    alone = runs[0][0] == folder
-    text = texts.render("json" if as_json else "terminal", entries, alone=alone, together=is_together(folder))
-    click.echo(text, nl=False)
+    form = "json" if as_json else "terminal"
+    show(_text(form, entries, alone=runs[0][0] == folder, together=is_together(folder)), end="")
     if not as_json:
         _name_pages(pages)
+
+
+def _text(form: str, entries: list[Any], *, alone: bool, together: bool) -> str:
+    """Runs in one of the text formats.
+
+    Args:
+        alone: the one run is what was asked for: its JSON is its summary, not a map of names to summaries.
+        together: they were under load at the same time.
+    """
+    from loadgen.report import csv, markdown, openmetrics, texts
+
+    value = entries[0].summary if alone else {entry.name: entry.summary for entry in entries}
+    renders = {
+        "terminal": partial(texts.render, "terminal", entries, alone=alone, together=together),
+        "markdown": partial(markdown.render, entries),
+        "csv": partial(csv.render, entries),
+        "openmetrics": partial(openmetrics.render, entries),
+    }
+    return rendered(form, value, renders)
 
 
 def _entries(runs: list[tuple[Path, Any]], kernels: Path | None = None) -> list[Any]:
@@ -70,7 +143,7 @@ def _write_pages(entries: list[Any], output: Path | None = None, together: Path 
         try:
             page.write_bytes(html.render([read_page(entry) for entry in shown], _page_comparison(shown)).encode())
         except OSError as error:
-            click.echo(f"loadgen: {page}: cannot be written: {error.strerror}", err=True)
+            complain(f"{page}: cannot be written: {error.strerror}")
     return [page for page, _ in pages]
 
 
@@ -84,7 +157,7 @@ def _page_comparison(entries: list[Any]) -> Any:
     try:
         return compare_sides(*(read_side(entry.folder, entry.name) for entry in entries))
     except LoadgenError as error:  # a disk that took no records, say: what was measured is still to be shown
-        click.echo(f"loadgen: the page has no comparison: {error}", err=True)
+        complain(f"the page has no comparison: {error}")
         return None
 
 
@@ -96,76 +169,67 @@ def _write(path: Path, text: str) -> None:
 
 
 def _name_pages(pages: list[Path]) -> None:
-    click.echo()
+    show("")
     for page in pages:
-        click.echo(f"Report: {page}")
+        show(f"Report: {page}")
 
 
-@click.command(epilog=EPILOG)
-@click.argument("runs", nargs=-1, required=True, type=RUN, metavar="RUN...")
-@click.option("--format", "form", type=click.Choice(["terminal", "html", "markdown", "csv", "json", "openmetrics"]),
-              help="[default: terminal, and the page in report.html]")  # fmt: skip
-@click.option("--output", type=click.Path(path_type=Path), metavar="FILE",
-              help="Where to write.  [default: standard output; of html, RUN/report.html]")  # fmt: skip
-@click.option("--offline", type=click.Path(path_type=Path), metavar="FILE",
-              help="A --report_json of trtllm-bench throughput, kept in the run and shown beside it.")  # fmt: skip
-@click.option("--slo", metavar="ttft=500ms,tpot=50ms", help="Objectives in place of the sweep's own.")
-@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@command(report_app, REPORT_EXAMPLES)
 def report(
-    runs: tuple[Path, ...], form: str | None, output: Path | None, offline: Path | None, slo: str | None, as_json: bool
-) -> int:
-    """Make a run's table and page again from its records, finished or not.
+    runs: Runs,
+    slo: Slo = None,
+    offline: Annotated[
+        Path | None,
+        option(
+            "--offline", metavar="FILE",
+            help="Result of trtllm-bench throughput (--report_json) to keep in the run and show beside it.",
+        ),
+    ] = None,
+    form: Annotated[
+        Format | None,
+        option("--format", metavar="FORMAT", help=FORMATS_HELP),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        option("--output", metavar="FILE", help="File to write.  [default: standard output; html: RUN/report.html]"),
+    ] = None,
+    json: Annotated[bool, option("--json", help="Print JSON, as --format json does.")] = False,
+) -> int:  # fmt: skip
+    """Make the table and page of a run again, from its records.
 
-    RUN is a run folder, the folder of a sweep over several engines, the beginning of a name that
-    `loadgen runs` lists, or @last; several are shown side by side. A folder of `loadgen kernels bench
-    --from RUN` among them is put beside TTFT and TPOT; alone, it gives its table.
+    A run that was cut short has a report too. Several runs are shown side by side. A folder of `loadgen
+    kernels bench --from RUN` among them is shown beside TTFT and TPOT; alone, it gives its own table.
     """
-    from loadgen.analysis.measure import summarize_run
     from loadgen.analysis.slo import parse_slos
-    from loadgen.engines.offline import REPORT_FILE, read_offline_report
     from loadgen.microbench.records import is_kernel_folder
-    from loadgen.records import write_json
-    from loadgen.report import texts
     from loadgen.run_folders import is_together, run_folders
 
-    if as_json and form not in (None, "json"):
+    if json and form not in (None, "json"):
         raise UsageError(f"--json and --format {form} exclude each other")
-    form = "json" if as_json else form or "terminal"
+    form = "json" if json else form or "terminal"
     slos = None if slo is None else parse_slos(slo)
     kernels = [run for run in runs if is_kernel_folder(run)]
     served = [run for run in runs if run not in kernels]
     if not served:
         if form not in ("terminal", "json") or output is not None:
-            raise UsageError("kernels alone are shown as a table or with --format json, on standard output")
+            raise UsageError("a folder of kernels alone is shown as a table or with --format json, on standard output")
         return max(report_kernels(folder, form == "json") for folder in kernels)
     if len(kernels) > 1:
-        raise UsageError(f"one folder of kernels goes beside runs; these are {', '.join(map(str, kernels))}")
+        raise UsageError(f"runs can have one folder of kernels beside them; these are {', '.join(map(str, kernels))}")
     folders = [folder for run in served for folder in run_folders(run)]
     if offline is not None:
-        read_offline_report(offline)  # only a report that can be read is kept
-        if len(folders) > 1:
-            raise UsageError(f"--offline belongs to one run; name one of {', '.join(map(str, folders))}")
-        (folders[0] / REPORT_FILE).write_bytes(offline.read_bytes())
-    found = []
-    for folder in folders:
-        _, summary = summarize_run(folder, slos)
-        found.append((folder, summary))
-        path = folder / "summary.json"
-        if not path.exists():  # a run that was killed
-            try:
-                write_json(path, summary)
-            except OSError as error:
-                click.echo(f"loadgen: {path}: cannot be written: {error.strerror}", err=True)
+        _keep_offline(offline, folders)
+    found = _summaries(folders, slos)
     entries = _entries(found, kernels[0] if kernels else None)
+    sweep = served[0] if len(served) == 1 else None
     pages = []
     if form in ("terminal", "html"):
-        sweep = served[0] if len(served) == 1 else None
         pages = _write_pages(entries, output if form == "html" else None, sweep)
     if form != "html":
-        together = len(served) == 1 and is_together(served[0])
-        text = texts.render(form, entries, alone=folders == served and len(served) == 1, together=together)
+        alone = sweep is not None and folders == served
+        text = _text(form, entries, alone=alone, together=sweep is not None and is_together(sweep))
         if output is None:
-            click.echo(text, nl=False)
+            show(text, end="")
         else:
             _write(output, text)
     if form == "html" or (form == "terminal" and output is None):
@@ -173,140 +237,182 @@ def report(
     return 0 if all(summary.valid for _, summary in found) else 1
 
 
-@click.command(epilog=EPILOG)
-@click.argument("runs", nargs=-1, required=True, type=RUN, metavar="A B")
-@click.option("--force", is_flag=True, help="Show figures, marked, even where the runs cannot be compared.")
-@click.option("--fail-on", "conditions", multiple=True, metavar="'tpot_p50>+3%'",
-              help="Exit with 1 when B is surely beyond this; repeatable. Decided on the interval.")  # fmt: skip
-@click.option("--slo", metavar="ttft=500ms,tpot=50ms",
-              help="Compare what both carry under these too.  [default: those of both runs, if the same]")  # fmt: skip
-@click.option("--attainment", metavar="99%", default="99%", show_default=True,
-              help="Of requests that are to meet what --slo asks of each.")  # fmt: skip
-@click.option("--format", "form", type=click.Choice(["terminal", "markdown", "json"]), default="terminal",
-              show_default=True)  # fmt: skip
+def _keep_offline(offline: Path, folders: list[Path]) -> None:
+    """Copies the result of trtllm-bench into the run."""
+    from loadgen.engines.offline import REPORT_FILE, read_offline_report
+
+    read_offline_report(offline)  # only a report that can be read is kept
+    if len(folders) > 1:
+        raise UsageError(f"--offline belongs to one run; name one of {', '.join(map(str, folders))}")
+    (folders[0] / REPORT_FILE).write_bytes(offline.read_bytes())
+
+
+def _summaries(folders: list[Path], slos: Any) -> list[tuple[Path, Any]]:
+    """Each run's summary from its records; a run that was killed gets its summary.json."""
+    from loadgen.analysis.measure import summarize_run
+    from loadgen.records import write_json
+
+    found = []
+    for folder in folders:
+        _, summary = summarize_run(folder, slos)
+        found.append((folder, summary))
+        path = folder / "summary.json"
+        if not path.exists():
+            try:
+                write_json(path, summary)
+            except OSError as error:
+                complain(f"{path}: cannot be written: {error.strerror}")
+    return found
+
+
+@command(compare_app, COMPARE_EXAMPLES)
 def compare(
-    runs: tuple[Path, ...], force: bool, conditions: tuple[str, ...], slo: str | None, attainment: str, form: str
-) -> int:
-    """Compare run B with run A: first whether that can be done, then what is faster, and how surely.
+    runs: Annotated[
+        list[Path],
+        argument(
+            kind=RUN, metavar="A B",
+            help="Two runs, or the folder of a sweep over two engines. Either can be a result of `vllm bench serve "
+            "--save-result --save-detailed`: a file, or a folder with one file for each level.",
+        ),
+    ],
+    force: Annotated[
+        bool, option("--force", help="Show figures, marked, even if the runs are not comparable.")
+    ] = False,
+    conditions: Annotated[
+        list[str] | None,
+        option(
+            "--fail-on", metavar="'tpot_p50>+3%'",
+            help="Condition that ends with exit code 1 if it certainly holds for B; repeatable. Decided on the "
+            "interval, not on the point estimate.",
+        ),
+    ] = None,
+    slo: Annotated[
+        str | None,
+        option(
+            "--slo", metavar="ttft=500ms,tpot=50ms",
+            help="Objectives to compare capacities by.  [default: those of both runs, if they are the same]",
+        ),
+    ] = None,
+    attainment: Attainment = 0.99,
+    form: TextForm = "terminal",
+) -> int:  # fmt: skip
+    """Compare two runs: is it fair, and what is faster.
 
-    A and B are run folders; one folder of a sweep over two engines is both. Either can be what
-    `vllm bench serve --save-result --save-detailed` wrote: a file, or a folder of such files, one a
-    level. What spoils the comparison gives NOT COMPARABLE and exit code 1.
+    If anything makes the comparison unfair, the result is NOT COMPARABLE and the exit code is 1.
     """
-    import msgspec
-
     from loadgen.analysis.slo import parse_slos
     from loadgen.comparison.decisions import decide, fail_on, overall_decision
     from loadgen.comparison.differences import compare as compare_sides
     from loadgen.comparison.imported import import_side, is_imported
     from loadgen.comparison.sides import read_side
-    from loadgen.report import compare as report
+    from loadgen.report import compare as comparing
     from loadgen.run_folders import run_folders
 
-    wanted = [fail_on(text) for text in conditions]
+    wanted = [fail_on(text) for text in conditions or []]
     slos = None if slo is None else parse_slos(slo)
-    share = _attainment(attainment)
     folders = [folder for run in runs for folder in ([run] if is_imported(run) else run_folders(run))]
     if len(folders) != 2:
         raise UsageError(f"compare takes two runs; these are {len(folders)}: {', '.join(map(str, folders))}")
     a, b = (import_side(folder) if is_imported(folder) else read_side(folder) for folder in folders)
-    found = compare_sides(a, b, force=force, slos=slos, attainment=share)
+    found = compare_sides(a, b, force=force, slos=slos, attainment=attainment)
     rulings = [ruling for condition in wanted for ruling in decide(condition, found)]
-    if form == "json":
-        value = {"comparison": found, "rulings": rulings}
-        click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
-    elif form == "markdown":
-        click.echo(report.markdown(found, rulings))
-    else:
-        click.echo(report.render(found, rulings))
+    renders = {
+        "terminal": partial(comparing.render, found, rulings),
+        "markdown": partial(comparing.markdown, found, rulings),
+    }
+    show(rendered(form, {"comparison": found, "rulings": rulings}, renders), end="")
     if not found.comparable:
         return 1
     return 1 if rulings and overall_decision(rulings) == "fails" else 0
 
 
-@click.command(epilog=EPILOG)
-@click.argument("runs", nargs=-1, required=True, type=RUN, metavar="RUN...")
-@click.option("--slo", metavar="ttft=500ms,tpot=50ms",
-              help="Objectives in place of the sweep's own.")  # fmt: skip
-@click.option("--attainment", metavar="99%", default="99%", show_default=True,
-              help="Of requests that are to meet what is asked of each.")  # fmt: skip
-@click.option("--peak-rate", type=click.FloatRange(0, min_open=True), metavar="R", help="Requests/s to be served.")
-@click.option("--duty", metavar="40%", default="100%", show_default=True, help="The mean rate, of the peak's.")
-@click.option("--headroom", metavar="20%", default="20%", show_default=True,
-              help="Of a replica's capacity, to be kept free at the peak.")  # fmt: skip
-@click.option("--spares", type=click.IntRange(0), default=0, show_default=True, help="Replicas beyond the peak's.")
-@click.option("--growth", metavar="25%,50%", default="25%,50%,100%", show_default=True,
-              help="Of the peak, to be planned for too.")  # fmt: skip
-@click.option("--gpu-hour", type=click.FloatRange(0, min_open=True), metavar="2.50", help="Price of a GPU for an hour.")
-@click.option("--gpus-per-replica", type=click.IntRange(1), metavar="N", help="[default: those of the run's engine]")
-@click.option("--format", "form", type=click.Choice(["terminal", "markdown", "json"]), default="terminal",
-              show_default=True)  # fmt: skip
-def plan(
-    runs: tuple[Path, ...],
-    slo: str | None,
-    attainment: str,
-    peak_rate: float | None,
-    duty: str,
-    headroom: str,
-    spares: int,
-    growth: str,
-    gpu_hour: float | None,
-    gpus_per_replica: int | None,
-    form: str,
-) -> int:
-    """Plan capacity from a sweep: what a replica carries under the SLO, how many, at what cost.
+class Objectives(NamedTuple):
+    """SLO."""
 
-    RUN is a run folder, or the folder of a sweep over several engines; several are planned side
-    by side, and of those that differ only in --arrival it says what bursts take from the capacity.
-    Where the measurements do not carry a plan it is refused, with what to measure, and the exit code
-    is 1.
+    slo: Slo = None
+    attainment: Attainment = 0.99
+
+
+class Demand(NamedTuple):
+    """Demand."""
+
+    peak_rate_rps: Annotated[
+        float | None, option("--peak-rate", kind=POSITIVE, help="Requests/s to serve at the peak.")
+    ] = None
+    duty: Annotated[
+        float, option("--duty", kind=share("40%"), help="Mean rate as a share of the peak.  [default: 100%]")
+    ] = 1.0
+    growth: Annotated[
+        tuple[float, ...],
+        option(
+            "--growth", kind=SHARES,
+            help="Growth of the peak to plan for as well.  [default: 25%,50%,100%]",
+        ),
+    ] = (0.25, 0.5, 1.0)  # fmt: skip
+
+
+class Replicas(NamedTuple):
+    """Replicas."""
+
+    headroom: Annotated[
+        float,
+        option(
+            "--headroom",
+            kind=share("20%", zero=True, whole=False),
+            help="Share of a replica's capacity to keep free at the peak.  [default: 20%]",
+        ),
+    ] = 0.2
+    spares: Annotated[
+        int, option("--spares", kind=count(least=0), help="Replicas in addition to those for the peak.  [default: 0]")
+    ] = 0
+    gpus_per_replica: Annotated[
+        int | None,
+        option("--gpus-per-replica", kind=COUNT, help="GPUs of one replica.  [default: those of the run's engine]"),
+    ] = None
+    gpu_hour: Annotated[
+        float | None,
+        option("--gpu-hour", kind=MONEY, help="Price of one GPU-hour, such as 2.50, '$2.50' or '2.50 EUR'."),
+    ] = None
+
+
+class PlanOutput(NamedTuple):
+    """Output."""
+
+    form: TextForm = "terminal"
+
+
+@command(plan_app, PLAN_EXAMPLES)
+def plan(runs: Runs, objectives: Objectives, demand: Demand, replicas: Replicas, output: PlanOutput) -> int:
+    """Plan replicas, GPUs and cost for an SLO, from a sweep.
+
+    Several runs are planned side by side; if they differ only in --arrival, the plan says how much
+    capacity bursts cost. If the measurements do not support a plan, loadgen says so, names what to
+    measure, and the exit code is 1.
     """
-    import msgspec
-
     from loadgen.analysis.bursts import add_bursts
     from loadgen.analysis.plan import plan_run
     from loadgen.analysis.slo import parse_slos
     from loadgen.report import plan as planning
     from loadgen.run_folders import run_folders
-    from loadgen.units import parse_share
 
-    mean_share = parse_share(duty)
-    if not 0 < mean_share <= 1:
-        raise UsageError("--duty is above 0% and at most 100%")
-    kept_free = parse_share(headroom)
-    if kept_free >= 1:
-        raise UsageError("--headroom must leave something: below 100%")
-    slos = None if slo is None else parse_slos(slo)
+    slos = None if objectives.slo is None else parse_slos(objectives.slo)
     plans = [
         plan_run(
             folder,
             slos,
-            attainment=_attainment(attainment),
-            duty=mean_share,
-            peak_rps=peak_rate,
-            headroom=kept_free,
-            spares=spares,
-            growth=[parse_share(piece) for piece in growth.split(",") if piece.strip()],
-            gpu_hour=gpu_hour,
-            gpus=gpus_per_replica,
+            attainment=objectives.attainment,
+            duty=demand.duty,
+            peak_rps=demand.peak_rate_rps,
+            headroom=replicas.headroom,
+            spares=replicas.spares,
+            growth=list(demand.growth),
+            gpu_hour=replicas.gpu_hour,
+            gpus=replicas.gpus_per_replica,
         )
         for run in runs
         for folder in run_folders(run)
     ]
     add_bursts(plans)
-    if form == "json":
-        click.echo(msgspec.json.format(msgspec.json.encode(plans), indent=2))
-    else:
-        click.echo((planning.markdown if form == "markdown" else planning.render)(plans), nl=False)
+    renders = {"terminal": partial(planning.render, plans), "markdown": partial(planning.markdown, plans)}
+    show(rendered(output.form, plans, renders), end="")
     return 1 if any(found.refused is not None for found in plans) else 0
-
-
-def _attainment(text: str) -> float:
-    from loadgen.units import parse_share
-
-    share = parse_share(text)
-    if not 0 < share <= 1:
-        raise UsageError("--attainment is above 0% and at most 100%")
-    if share == 1:
-        raise UsageError("--attainment 100% can be shown by no sample; 99% takes 381 requests at least, 99.9% 3,838")
-    return share

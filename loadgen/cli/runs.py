@@ -1,42 +1,42 @@
-"""``loadgen runs``, and how a run is named wherever one is asked for."""
+"""``loadgen runs``."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-import click
-
+from loadgen.cli.options import Json
+from loadgen.cli.output import show_result
+from loadgen.cli.panels import alone, command
+from loadgen.cli.params import argument
 from loadgen.errors import RunFolderError
 
+EXAMPLES = """
+# What was measured here, the newest first
+loadgen runs
+# Published runs only
+loadgen runs reports
+# As JSON, for scripts
+loadgen runs --json
+"""
 
-class _Run(click.ParamType):  # type: ignore[type-arg]
-    """A run folder: its path, ``@last``, ``@last~1``, or the beginning of a name below ``reports``."""
-
-    name = "run"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        from loadgen.run_folders import find_run
-
-        return value if isinstance(value, Path) else find_run(value)
-
-
-RUN = _Run()
+runs_app = alone()
 
 
-@click.command("runs")
-@click.argument("folder", type=click.Path(path_type=Path), required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
-def runs(folder: Path | None, as_json: bool) -> int:
-    """List the runs below FOLDER, the newest first.
+@command(runs_app, EXAMPLES)
+def runs(
+    folder: Annotated[
+        Path | None,
+        argument(metavar="[FOLDER]", help="Folder to look below.  [default: reports/local and reports]"),
+    ] = None,
+    json: Json = False,
+) -> int:
+    """List the runs that were measured here, the newest first.
 
-    FOLDER is reports/local and reports where none is named. Wherever a run is asked for, the beginning
-    of a name will do if only one of the runs there begins so; @last is the newest run, @last~1 the one
-    before.
+    Wherever a command takes a RUN, the beginning of a name is enough if only one run begins with it;
+    @last is the newest run, @last~1 the one before it.
     """
-    import msgspec
-
     from loadgen.report.listing import render
     from loadgen.run_folders import HOMES, list_runs
 
@@ -44,10 +44,6 @@ def runs(folder: Path | None, as_json: bool) -> int:
         raise RunFolderError(f"{folder}: {'is a file' if folder.exists() else 'no such folder'}")
     homes = HOMES if folder is None else (folder,)
     found = list_runs(homes)
-    if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2))
-    elif found:
-        click.echo(render(found, datetime.now(UTC)), nl=False)
-    else:
-        click.echo(f"No runs below {' or '.join(map(str, homes))}.")
+    nothing = f"No runs below {' or '.join(map(str, homes))}."
+    show_result(found, json, lambda: render(found, datetime.now(UTC)) if found else nothing)
     return 0

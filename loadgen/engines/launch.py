@@ -29,7 +29,7 @@ from loadgen.engines.guarded import (
 )
 from loadgen.engines.lookup import find_install
 from loadgen.engines.server import Server, healthy, identify, stream_a_token
-from loadgen.engines.sim import SimConfig
+from loadgen.engines.sim_config import SimConfig
 from loadgen.engines.sim_engine import command_for
 from loadgen.engines.spec import EngineCommand, EngineSpec, write_files
 from loadgen.engines.table import ENGINES

@@ -9,7 +9,7 @@ import msgspec
 from loadgen import gpus
 from loadgen.engines.engine import Engine
 from loadgen.engines.installs import Install
-from loadgen.engines.sim import SimConfig
+from loadgen.engines.sim_config import SimConfig
 from loadgen.engines.spec import EngineCommand, EngineSpec
 from loadgen.engines.vllm import SERIES
 from loadgen.processes import child_environ

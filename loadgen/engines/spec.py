@@ -11,7 +11,7 @@ import msgspec
 from loadgen import gpus
 from loadgen.engines.installs import EngineKind, Install
 from loadgen.engines.models import Model
-from loadgen.engines.sim import SimConfig
+from loadgen.engines.sim_config import SimConfig
 from loadgen.errors import UsageError
 
 GIB = 2**30

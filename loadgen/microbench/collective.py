@@ -378,7 +378,8 @@ def main(argv: list[str]) -> int:
                 f"{sys.executable} has no torch: pip install 'loadgen[kernels]', or name a Python that has it with "
                 "--python"
             ) from None
-        found = measure((2 if one_gpu else torch.cuda.device_count()) if ranks is None else ranks, wanted, one_gpu)
+        count = (2 if one_gpu else torch.cuda.device_count()) if ranks is None else ranks
+        found = measure(count, wanted, one_gpu)
     except LoadgenError as error:
         sys.stderr.write(f"Error: {error}\n")
         return error.exit_code

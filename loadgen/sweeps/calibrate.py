@@ -22,7 +22,7 @@ from loadgen.client.runner import LevelSpec, Runner, default_workers, split_core
 from loadgen.client.wire import Timeouts
 from loadgen.engines.launch import launch_sim
 from loadgen.engines.server import get_json
-from loadgen.engines.sim import SimConfig
+from loadgen.engines.sim_config import SimConfig
 from loadgen.environment import Host
 from loadgen.errors import LoadgenError
 from loadgen.processes import Interrupts

@@ -16,7 +16,8 @@ import msgspec
 
 from loadgen.errors import DatasetError, UsageError
 from loadgen.units import NS_PER_S
-from loadgen.workloads.phrases import DOCUMENTS, REQUESTS, ROLES, WORDS
+from loadgen.workloads.documents import DOCUMENTS
+from loadgen.workloads.phrases import REQUESTS, ROLES, WORDS
 from loadgen.workloads.prompts import (
     DEFAULT_VOCAB_SIZE,
     FIRST_TOKEN_ID,

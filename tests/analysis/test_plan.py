@@ -12,10 +12,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from click.testing import CliRunner, Result
+import typer
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from made import manifest_from
+from typer.testing import CliRunner, Result
 
 from loadgen.analysis.bursts import add_bursts, cv_of, share_words
 from loadgen.analysis.capacity import Point, bracket, chance_below, chances_broken, isotonic, points_of
@@ -25,7 +26,7 @@ from loadgen.analysis.outcome import outcome
 from loadgen.analysis.plan import Demand, Plan, make_plan, replicas_for
 from loadgen.analysis.slo import parse_slos
 from loadgen.analysis.stats import Distribution
-from loadgen.cli.main import cli
+from loadgen.cli.main import app
 from loadgen.errors import UsageError
 from loadgen.loads import Closed, Open
 from loadgen.records import LevelMark, Manifest, RequestError, RequestRecord
@@ -371,7 +372,7 @@ def test_a_level_that_breaks_never_raises_the_capacity(found: list[Point], data:
 
 
 def run(*words: str) -> Result:
-    return CliRunner().invoke(cli, ["plan", *words], standalone_mode=False)
+    return CliRunner().invoke(app, ["plan", *words], standalone_mode=False)
 
 
 def test_a_real_sweep_is_planned() -> None:
@@ -399,13 +400,13 @@ def test_runs_are_planned_side_by_side() -> None:
     [
         ([], "the sweep had no objectives"),
         (["--slo", "tpot=50"], "no unit"),
-        (["--slo", "tpot=50ms", "--attainment", "100%"], "no sample"),
+        (["--slo", "tpot=50ms", "--attainment", "100%"], "no sample can prove 100%"),
         (["--slo", "tpot=50ms", "--attainment", "0%"], "above 0%"),
         (["--slo", "tpot=50ms", "--headroom", "100%"], "below 100%"),
-        (["--slo", "tpot=50ms", "--headroom", "0.2"], "write it as 20%"),
+        (["--slo", "tpot=50ms", "--headroom", "a fifth"], "write it as 20%"),
         (["--slo", "tpot=50ms", "--growth", "lots"], "write it as 20%"),
     ],
 )
 def test_bad_input(words: list[str], text: str) -> None:
     done = run(LEVELS, *words)
-    assert isinstance(done.exception, UsageError) and text in str(done.exception)
+    assert isinstance(done.exception, UsageError | typer.BadParameter) and text in str(done.exception)

@@ -8,21 +8,21 @@ from typing import Any
 
 import msgspec
 import pytest
-from click.testing import CliRunner, Result
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 from made import MS, manifest_from, request
+from typer.testing import CliRunner, Result
 
 from loadgen.analysis.bursts import ratio_of
 from loadgen.analysis.capacity import Interval
 from loadgen.analysis.measure import Measured, summarize_level
 from loadgen.analysis.outcome import outcome
 from loadgen.analysis.slo import parse_slos
-from loadgen.cli.main import cli
+from loadgen.cli.main import app
 from loadgen.comparison.capacity import Capacities, capacities, word_of
 from loadgen.comparison.gate import Finding
 from loadgen.comparison.sides import Side, read_side
-from loadgen.errors import UsageError
 from loadgen.loads import Closed, Open
 from loadgen.records import LevelMark, RequestError, RequestRecord, encode_line, write_manifest
 
@@ -206,7 +206,7 @@ def test_a_transient_is_cut_off_a_side_too(tmp_path: Path, monkeypatch: pytest.M
 
 
 def run(*words: str) -> Result:
-    return CliRunner().invoke(cli, ["compare", *words], standalone_mode=False)
+    return CliRunner().invoke(app, ["compare", *words], standalone_mode=False)
 
 
 def test_a_real_run_against_itself() -> None:
@@ -224,7 +224,7 @@ def test_a_real_run_against_itself() -> None:
 
 def test_bad_attainment() -> None:
     done = run(LEVELS, LEVELS, "--slo", "tpot=10ms", "--attainment", "100%")
-    assert isinstance(done.exception, UsageError) and "no sample" in str(done.exception)
+    assert isinstance(done.exception, typer.BadParameter) and "no sample" in str(done.exception)
 
 
 def test_a_failed_request_is_none_that_keeps_the_slo() -> None:

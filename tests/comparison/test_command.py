@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from typer.testing import CliRunner, Result
 
-from loadgen.cli.main import cli
+from loadgen.cli.main import app
 from loadgen.errors import RunFolderError, UsageError
 
 REPORTS = Path(__file__).parents[2] / "reports"
@@ -17,7 +17,7 @@ PREFIX = [str(REPORTS / f"vllm-0.25.1-h200-qwen1.5-4b-prefix-{word}") for word i
 
 
 def compare(*words: str) -> Result:
-    return CliRunner().invoke(cli, ["compare", *words], standalone_mode=False)
+    return CliRunner().invoke(app, ["compare", *words], standalone_mode=False)
 
 
 def test_two_launches_of_one_engine_show_no_difference() -> None:

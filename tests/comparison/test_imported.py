@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from typer.testing import CliRunner, Result
 
-from loadgen.cli.main import cli
+from loadgen.cli.main import app
 from loadgen.comparison.blocks import THROUGHPUT
 from loadgen.comparison.differences import Comparison, compare
 from loadgen.comparison.effects import NO_DETAIL
@@ -64,7 +64,7 @@ DETAILS = ("input_lens", "output_lens", "start_times", "ttfts", "itls", "generat
 
 
 def run(*words: str) -> Result:
-    return CliRunner().invoke(cli, ["compare", *words], standalone_mode=False)
+    return CliRunner().invoke(app, ["compare", *words], standalone_mode=False)
 
 
 def weights(found: Comparison) -> dict[str, str]:

@@ -11,7 +11,7 @@ import pytest
 from servers import FAKES, TPOT_S, TRTLLM_VERSIONS, TTFT_S
 
 from loadgen.engines.launch import RunningSim, launch_sim
-from loadgen.engines.sim import SimConfig
+from loadgen.engines.sim_config import SimConfig
 
 LAUNCHES = ("test_launch", "test_trtllm", "test_sglang", "test_engine_sweeps")
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from servers import FAKES, wait_for
 
-from loadgen.engines.sim import SimConfig
+from loadgen.engines.sim_config import SimConfig
 from loadgen.engines.spec import EngineSpec
 from loadgen.errors import EngineError
 from loadgen.processes import Interrupts
@@ -267,7 +267,7 @@ def test_a_model_too_large_for_the_gpu_is_refused(trtllm_installs: dict[str, Pat
 def test_a_launched_embedded_engine_needs_no_model() -> None:
     done = loadgen("sweep", "--engine", "sim", "--model", "x", "--concurrency", "1")
     assert done.returncode == 2
-    assert "the embedded engine's is --sim-model" in done.stderr
+    assert "for the embedded engine use --sim-model" in done.stderr
 
 
 def test_without_any_measurement_the_first_failure_is_raised(

@@ -573,7 +573,7 @@ BAD_INPUT: dict[str, tuple[list[str], str]] = {
         ["--input-tokens", "2045"],
         "2,049 tokens, and vllm serves shape:tiny with at most 2,048",
     ),
-    "no time": (["--start-timeout", "5"], "write it with a unit"),
+    "no time": (["--start-timeout", "soon"], "or as a number of seconds"),
 }
 
 

@@ -15,7 +15,7 @@ import pytest
 from servers import ENV, TTFT_S, command, gone, read_request, records_of, run, scripted, wait_for
 
 from loadgen.engines.launch import RunningSim, launch_sim
-from loadgen.engines.sim import SimConfig
+from loadgen.engines.sim_config import SimConfig
 
 
 def children_of(pid: int) -> set[int]:
@@ -177,15 +177,17 @@ BAD_INPUT: dict[str, tuple[list[str], str]] = {
     "level zero": (["--concurrency", "0"], "must be 1 or above"),
     "level negative": (["--concurrency", "4,-1"], "must be 1 or above"),
     "level beyond the open-file limit": (["--concurrency", "100000000"], "use more --workers"),
-    "level no number": (["--concurrency", "1,eight"], "'eight' is none"),
-    "no level": (["--concurrency", ""], "--concurrency takes numbers"),
-    "precision without a share": (["--concurrency", "1", "--precision", "5"], "write it as 20%"),
+    "level no number": (["--concurrency", "1,eight"], "'eight' is not a whole number"),
+    "no level": (["--concurrency", ""], "'--concurrency': takes numbers"),
+    "precision without a share": (["--concurrency", "1", "--precision", "five"], "write it as 20%"),
     "precision with requests": (["--concurrency", "1", "--precision", "5%", "--requests", "9"], "give no --requests"),
-    "precision of nothing": (["--concurrency", "1", "--precision", "0%"], "between 0 and 100%"),
-    "longest below least": (["--concurrency", "1", "--precision", "5%", "--max-duration", "5s"], "give more for it"),
+    "precision of nothing": (["--concurrency", "1", "--precision", "0%"], "must be above 0%"),
+    "precision of all": (["--concurrency", "1", "--precision", "100"], "must be below 100%"),
+    "longest below least": (["--concurrency", "1", "--precision", "5%", "--max-duration", "5s"], "is the minimum"),
     "longest of nothing": (["--concurrency", "1", "--max-duration", "5s"], "goes with --precision"),
-    "requests zero": (["--concurrency", "1", "--requests", "0"], "--requests must be 1 or above"),
-    "duration without a unit": (["--concurrency", "1", "--duration", "60"], "write it with a unit"),
+    "requests zero": (["--concurrency", "1", "--requests", "0"], "'--requests': must be 1 or above"),
+    "duration of nothing": (["--concurrency", "1", "--duration", "0"], "must be above zero"),
+    "duration in no unit": (["--concurrency", "1", "--duration", "60x"], "or as a number of seconds"),
     "both amounts": (["--concurrency", "1", "--duration", "1s", "--requests", "1"], "exclude each other"),
     "url without a host": (["--concurrency", "1", "--url", "localhost:8000"], "--url takes a base URL"),
     "unreachable": (["--concurrency", "1", "--url", "http://127.0.0.1:9"], "is the server up"),
@@ -494,18 +496,18 @@ def test_a_knee_is_searched_for(sim: RunningSim, tmp_path: Path) -> None:
 
 FIND = ["--find", "capacity", "--slo", "ttft=1s"]
 BAD_FIND: dict[str, tuple[list[str], str]] = {
-    "no objectives": (["--find", "capacity"], "needs to know what is to be kept: --slo ttft"),
+    "no objectives": (["--find", "capacity"], "--find capacity needs objectives: --slo ttft"),
     "rounds": ([*FIND, "--rounds", "2"], "--rounds and --find exclude each other"),
     "precision": ([*FIND, "--precision", "5%"], "--precision and --find exclude each other"),
     "requests": ([*FIND, "--requests", "5"], "--requests and --find exclude each other"),
     "replay": ([*FIND, "--arrival", "replay"], "--arrival replay and --find exclude each other"),
     "mig": ([*FIND, "--mig", "all"], "--mig and --find exclude each other"),
     "interleave": ([*FIND, "--interleave"], "--interleave and --find exclude each other"),
-    "both": ([*FIND, "--rate", "1", "--concurrency", "1"], "raises one of the two"),
+    "both": ([*FIND, "--rate", "1", "--concurrency", "1"], "raises either load, not both"),
     "several": ([*FIND, "--rate", "1,2"], "starts from a single load"),
     "knee over rate": (["--find", "knee", "--rate", "1"], "--rate does not go with --find knee"),
-    "attainment alone": (["--concurrency", "1", "--attainment", "9%"], "--attainment goes with --find"),
-    "attainment of all": ([*FIND, "--attainment", "100%"], "between 0 and 100%"),
+    "attainment alone": (["--concurrency", "1", "--attainment", "9%"], "--attainment needs --find"),
+    "attainment of all": ([*FIND, "--attainment", "100%"], "no sample can prove 100%"),
 }
 
 

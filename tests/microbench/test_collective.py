@@ -7,9 +7,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from click.testing import CliRunner, Result
+from typer.testing import CliRunner, Result
 
-from loadgen.cli.main import cli
+from loadgen.cli.main import app
 from loadgen.errors import LoadgenError, UsageError
 from loadgen.microbench.collective import BusTime, bus_bandwidth
 
@@ -22,7 +22,7 @@ echo "$@" > {folder}/asked
 
 
 def loadgen(*words: str) -> Result:
-    return CliRunner().invoke(cli, ["kernels", "all-reduce", *words], standalone_mode=False)
+    return CliRunner().invoke(app, ["kernels", "all-reduce", *words], standalone_mode=False)
 
 
 @pytest.fixture
@@ -50,10 +50,10 @@ def without_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) ->
 
 
 def test_help_names_every_option() -> None:
-    text = CliRunner().invoke(cli, ["kernels", "all-reduce", "--help"]).stdout
+    text = CliRunner().invoke(app, ["kernels", "all-reduce", "--help"]).stdout
     for option in ("--ranks", "--shape", "--one-gpu", "--python"):
         assert option in text
-    assert "all-reduce" in CliRunner().invoke(cli, ["kernels", "--help"]).stdout
+    assert "all-reduce" in CliRunner().invoke(app, ["kernels", "--help"]).stdout
 
 
 def test_without_torch_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from typer.testing import CliRunner
 
 from loadgen.cli.kernels import parse_params
-from loadgen.cli.main import cli
+from loadgen.cli.main import app
 from loadgen.errors import UsageError
 from loadgen.microbench.kernel_file import describe, find
 
@@ -83,7 +83,7 @@ def test_every_kernel_that_comes_along_can_be_described() -> None:
 
 
 def test_list_needs_no_torch() -> None:
-    done = CliRunner().invoke(cli, ["kernels", "list", "add_rms_norm"], standalone_mode=False)
+    done = CliRunner().invoke(app, ["kernels", "list", "add_rms_norm"], standalone_mode=False)
     assert done.return_value == 0
     assert "add_rms_norm: Fused residual add" in done.stdout and "own triton, cuda; against eager" in done.stdout
 

@@ -17,27 +17,20 @@ import pytest
 from loadgen.errors import LoadgenError, RunFolderError, UsageError
 from loadgen.microbench.kernel_file import kernels_folder
 from loadgen.microbench.profiling import profile as module
-from loadgen.microbench.profiling.profile import (
-    Profile,
-    ProfileRecord,
-    ProfileSpec,
-    check_alone,
-    explain,
-    profile,
-    render,
-)
+from loadgen.microbench.profiling.profile import ProfileSpec, check_alone, explain, profile, render
 from loadgen.microbench.profiling.records import (
     CALL,
     DURATION,
     NCU_METRICS,
     NSYS_REPORTS,
     Facts,
+    ProfileRecord,
     ncu_records,
     nsys_records,
     trace_records,
 )
 from loadgen.microbench.profiling.target import Refused, in_words
-from loadgen.microbench.profiling.text import WIDTH, format_bytes, format_us, gpu_time_per_call_s, short_name
+from loadgen.microbench.profiling.text import WIDTH, Profile, format_bytes, format_us, gpu_time_per_call_s, short_name
 
 MIB = 2**20
 

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from click.testing import CliRunner, Result
+from typer.testing import CliRunner, Result
 
 from loadgen.cli import main as cli
+from loadgen.cli.options import Prompts
+from loadgen.cli.sweep_options import prompt_source
 from loadgen.errors import DatasetError, LoadgenError, UsageError
 from loadgen.workloads import datasets, phrases
 from loadgen.workloads.datasets import KINDS, convert, find_dataset, inspect, make, render, shipped, spread
@@ -28,7 +30,7 @@ NAMES = ["chat-256", "completion-256", "tokens-256x128"]
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(cli.cli, arguments, standalone_mode=False)
+    return CliRunner().invoke(cli.app, arguments, standalone_mode=False)
 
 
 def ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object, str]:
@@ -469,12 +471,12 @@ def test_an_existing_path_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     Path("chat-256").write_text('{"prompt":"mine"}\n')
     assert find_dataset("chat-256") == Path("chat-256")
-    assert cli._source("chat-256", None, None, 32_000, 0) == SourceSpec(seed=0, path="chat-256")
+    assert prompt_source(Prompts(dataset="chat-256")) == SourceSpec(seed=0, path="chat-256")
 
 
 def test_sweeps_take_a_shipped_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    spec = cli._source("tokens-256x128", None, None, 32_000, 0)
+    spec = prompt_source(Prompts(dataset="tokens-256x128"))
     assert len(spec.open().prompts) == 256
 
 
