@@ -138,7 +138,7 @@ def serve_sim(
     """Serve the embedded simulator.
 
     It computes nothing, and every figure from it is SIMULATED. The field "sim" of a request sets faults
-    and timing for that request alone; loadgen/engines/sim.py lists them.
+    and timing for that request alone; loadgen/engines/sim_config.py lists them.
     """
     import msgspec
 
@@ -151,7 +151,7 @@ def serve_sim(
             msgspec.json.decode(fault, type=Fault)
             config = msgspec.structs.replace(config, fault=msgspec.json.decode(fault))
     except msgspec.MsgspecError as error:
-        raise UsageError(f"--fault: {error}; loadgen/engines/sim.py lists the faults") from None
+        raise UsageError(f"--fault: {error}; loadgen/engines/sim_config.py lists the faults") from None
     try:
         server = SimServer(config)
     except OSError as error:
