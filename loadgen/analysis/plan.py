@@ -186,6 +186,8 @@ def plan_run(run: Path, slos: list[Slo] | None = None, **demand: Any) -> Plan:
         if not manifest.load.slo:
             raise UsageError(f"{run}: the sweep had no objectives; give --slo ttft=500ms,tpot=50ms")
         slos = parse_slos(manifest.load.slo)
+    if demand.get("attainment") is None:
+        demand["attainment"] = manifest.load.attainment or ATTAINMENT
     return make_plan(run.name, manifest, measured, Demand(slos=slos, **demand))
 
 

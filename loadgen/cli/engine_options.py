@@ -75,10 +75,18 @@ def _check(kinds: Sequence[str], model: str | None, mig: bool, options: Engine) 
         raise UsageError("--engine-arg --api-key: an engine that loadgen launches listens on loopback and takes no key")
     if mig and (len(kinds) != 1 or options.device is not None):
         raise UsageError("--mig all takes one --engine and no --device: it runs the engine on every slice")
-    if options.backend is not None and "trtllm" not in asked:
-        raise UsageError("--backend needs --engine trtllm: it chooses between TensorRT-LLM's backends")
+    if options.backend is not None and not asked & _with_backend(options.backend):
+        able = " or ".join(sorted(_with_backend(options.backend)))
+        raise UsageError(f"--backend {options.backend} needs --engine {able}")
     if options.engine_port is not None and mig:
         raise UsageError("--port and --mig all exclude each other: each slice needs a port of its own")
+
+
+def _with_backend(backend: str) -> set[str]:
+    """The engines that have this backend."""
+    from loadgen.engines.table import ENGINES
+
+    return {kind for kind, row in ENGINES.items() if backend in row.backend_options}
 
 
 def _spec(
@@ -95,7 +103,7 @@ def _spec(
         model=model,
         tokenizer=options.tokenizer,
         python=pythons[0] if pythons else None,
-        backend=options.backend if kind == "trtllm" else None,
+        backend=options.backend if options.backend and kind in _with_backend(options.backend) else None,
         args=split_arguments(_for_kind(options.engine_args, kind, kinds, "--engine-arg")),
         dtype=options.dtype,
         max_batch_size=options.max_batch_size,

@@ -49,7 +49,6 @@ loadgen engines build trtllm --model ./M --no-smoke
 """,
 )
 MODEL_HELP = "Model: a folder, shape:NAME, or a name on the Hugging Face hub."
-TITLES = {"vllm": "vLLM", "trtllm": "TensorRT-LLM"}
 
 
 @command(
@@ -213,7 +212,7 @@ loadgen engines serve {kind} --model ./M --device 1 --port 8001
 loadgen engines serve {kind} --model ./M --show
 """,
         name=kind,
-        about=f"Serve {TITLES.get(kind, kind)} with the command that a sweep would use.",
+        about=f"Serve {kind} with the command that a sweep would use.",
     )
     def serve_engine(
         model: Annotated[str, option("--model", metavar="MODEL", help=MODEL_HELP)],

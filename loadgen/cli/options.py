@@ -226,7 +226,7 @@ class Search(NamedTuple):
         option(
             "--attainment",
             kind=ATTAINMENT,
-            help="Share of requests that must meet --slo, for --find capacity.  [default: 99%]",
+            help="Share of requests that must meet --slo, which the answer and --find capacity go by.  [default: 99%]",
         ),
     ] = None
     max_find_s: Annotated[

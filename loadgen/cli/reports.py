@@ -60,8 +60,12 @@ Runs = Annotated[
     ),
 ]  # fmt: skip
 Attainment = Annotated[
-    float,
-    option("--attainment", kind=ATTAINMENT, help="Share of requests that must meet the objectives.  [default: 99%]"),
+    float | None,
+    option(
+        "--attainment",
+        kind=ATTAINMENT,
+        help="Share of requests that must meet the objectives.  [default: that of the sweep, else 99%]",
+    ),
 ]
 Format = Literal["terminal", "html", "markdown", "csv", "json", "openmetrics"]
 FORMATS_HELP = (
@@ -293,7 +297,7 @@ def compare(
             help="Objectives to compare capacities by.  [default: those of both runs, if they are the same]",
         ),
     ] = None,
-    attainment: Attainment = 0.99,
+    attainment: Attainment = None,
     form: TextForm = "terminal",
 ) -> int:  # fmt: skip
     """Compare two runs: is it fair, and what is faster.
@@ -330,7 +334,7 @@ class Objectives(NamedTuple):
     """SLO."""
 
     slo: Slo = None
-    attainment: Attainment = 0.99
+    attainment: Attainment = None
 
 
 class Demand(NamedTuple):

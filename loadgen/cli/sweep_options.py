@@ -64,6 +64,7 @@ def sweep_spec(options: Options, command: list[str]) -> SweepSpec:
         **({} if options.search.find is not None else _precision_of(options.stopping, requests)),
         rounds=options.load.rounds,
         slos=[] if options.search.slo is None else parse_slos(options.search.slo),
+        attainment=options.search.attainment if options.search.find is None else None,
         warmup=options.load.warmup,
         engines=specs,
         interleave=options.load.interleave,
@@ -93,8 +94,12 @@ def _check_engines(options: Options) -> None:
         raise UsageError("--interleave needs several engines: give --engine more than once")
     if server.api_key and server.url is None:
         raise UsageError("--api-key needs --url: an engine that loadgen launches takes no key")
-    if engines.offline_ceiling and "trtllm" not in kinds:
-        raise UsageError("--offline-ceiling needs --engine trtllm: it runs trtllm-bench")
+    if engines.offline_ceiling:
+        from loadgen.engines.table import ENGINES
+
+        able = [kind for kind, row in ENGINES.items() if row.run_offline is not None]
+        if not set(able) & set(kinds):
+            raise UsageError(f"--offline-ceiling needs --engine {' or '.join(able)}, which can run without a server")
     if engines.offline_ceiling and engines.mig:
         raise UsageError("--offline-ceiling and --mig all exclude each other")
     if engines.kernels and (server.url is not None or not kinds or EMBEDDED in kinds or engines.mig):
@@ -117,7 +122,9 @@ def _load_of(options: Options) -> dict[str, Any]:
     from loadgen.workloads.datasets import find_dataset, read_timestamps_ns
 
     load, dataset, search = options.load, options.prompts.dataset, options.search
-    _refuse({"--attainment": search.attainment, "--max-find": search.max_find_s}, "needs --find")
+    _refuse({"--max-find": search.max_find_s}, "needs --find")
+    if search.attainment is not None and search.slo is None:
+        raise UsageError("--attainment needs --slo: it is the share of requests that must meet the objectives")
     if load.levels is not None:
         given = {
             "--rate": load.rates,
@@ -147,7 +154,7 @@ def _load_of(options: Options) -> dict[str, Any]:
 
 def _search_of(options: Options) -> dict[str, Any]:
     """The fields of SweepSpec that say what is searched for."""
-    from loadgen.analysis.slo import EXAMPLE, parse_slos
+    from loadgen.analysis.slo import ATTAINMENT, EXAMPLE, parse_slos
     from loadgen.loads import parse_arrival
     from loadgen.records import Goal
     from loadgen.sweeps.spec import DEFAULT_IN_FLIGHT
@@ -184,7 +191,7 @@ def _search_of(options: Options) -> dict[str, Any]:
         start=float(rates[0] if rates else levels[0]),
         highest=100_000.0 if rates else float(in_flight),
         slo="" if search.slo is None else ",".join(one.text for one in parse_slos(search.slo)),
-        attainment=search.attainment or 0.99,
+        attainment=search.attainment or ATTAINMENT,
         duration_s=least_s,
         max_duration_s=max(least_s, stopping.max_duration_s or DEFAULT_MAX_DURATION_S),
         max_find_s=search.max_find_s or DEFAULT_MAX_FIND_S,

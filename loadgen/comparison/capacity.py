@@ -80,7 +80,7 @@ def capacities(
     b: Side,
     findings: Iterable[Finding],
     slos: Sequence[Slo] | None = None,
-    attainment: float = ATTAINMENT,
+    attainment: float | None = None,
     force: bool = False,
 ) -> Capacities | None:
     """Both sides' capacities and their ratios; None where no objectives were given and the sides have none in common.
@@ -88,8 +88,12 @@ def capacities(
     Args:
         findings: the gate's; what spoils more than single levels refuses this too, unless ``force`` is given.
         slos: objectives; None: those of both runs, where they are the same.
-        attainment: the share of requests that are to meet what is asked of each.
+        attainment: the share of requests that must meet what is asked of each; None: that of both runs, where it is
+            the same, else the usual one.
     """
+    if attainment is None:
+        shares = {side.manifest.load.attainment or ATTAINMENT for side in (a, b)}
+        attainment = shares.pop() if len(shares) == 1 else ATTAINMENT
     if slos is None:
         own = [side.manifest.load.slo for side in (a, b)]
         if not own[0] or own[0] != own[1]:

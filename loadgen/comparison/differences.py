@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from loadgen.analysis.slo import ATTAINMENT, Slo
+from loadgen.analysis.slo import Slo
 from loadgen.analysis.stats import CONFIDENCE
 from loadgen.comparison.blocks import FAMILIES, THROUGHPUT, Round, draw
 from loadgen.comparison.capacity import Capacities, capacities
@@ -124,7 +124,7 @@ def compare(
     resamples: int = RESAMPLES,
     speeds: Sequence[float] = SPEEDS,
     slos: Sequence[Slo] | None = None,
-    attainment: float = ATTAINMENT,
+    attainment: float | None = None,
 ) -> Comparison:
     """Whether the sides can be compared, and B against A.
 

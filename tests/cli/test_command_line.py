@@ -203,6 +203,12 @@ def test_forms_of_one_value_mean_the_same(field: str, texts: list[str], monkeypa
     assert first != without and all(other == first for other in others)
 
 
+def test_a_share_goes_with_objectives_and_into_the_manifest(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("--concurrency", "8", "--slo", "ttft=1s")
+    assert spec(monkeypatch, *words, "--attainment", "95%").load_entry().attainment == 0.95
+    assert spec(monkeypatch, *words).load_entry().attainment is None
+
+
 def test_forms_of_an_attainment_mean_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("--find", "capacity", "--slo", "ttft=1s", "--attainment")
     assert {spec(monkeypatch, *words, text).find.attainment for text in ("0.95", "95", "95%")} == {0.95}

@@ -30,6 +30,7 @@ from loadgen.engines.doctor import (
 from loadgen.engines.engine import Finding
 from loadgen.engines.installs import Environment, version_tuple
 from loadgen.engines.lookup import installs_in
+from loadgen.environment import Host
 from loadgen.gpus import Gpu, MigSlice
 
 NVML = Path(__file__).parents[1] / "fakes" / "nvml" / "pynvml.py"
@@ -370,7 +371,7 @@ def engine(kind: str = "vllm", reason: str | None = None, **fields: Any) -> Foun
 
 def examination(**fields: Any) -> Examination:
     made: dict[str, Any] = {
-        "host": {"processor": "Intel(R) Xeon(R) Platinum 8480+", "cores": 16, "memory_bytes": 128 * GIB},
+        "host": Host(processor="Intel(R) Xeon(R) Platinum 8480+", cores=16, memory_bytes=128 * GIB),
         "driver": "580.65.06",
         "cuda": "13.0",
         "gpus": [gpu()],

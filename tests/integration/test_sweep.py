@@ -506,7 +506,7 @@ BAD_FIND: dict[str, tuple[list[str], str]] = {
     "both": ([*FIND, "--rate", "1", "--concurrency", "1"], "raises either load, not both"),
     "several": ([*FIND, "--rate", "1,2"], "starts from a single load"),
     "knee over rate": (["--find", "knee", "--rate", "1"], "--rate does not go with --find knee"),
-    "attainment alone": (["--concurrency", "1", "--attainment", "9%"], "--attainment needs --find"),
+    "attainment alone": (["--concurrency", "1", "--attainment", "9%"], "--attainment needs --slo"),
     "attainment of all": ([*FIND, "--attainment", "100%"], "no sample can prove 100%"),
 }
 
