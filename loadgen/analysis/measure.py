@@ -164,9 +164,11 @@ class Measured(msgspec.Struct, kw_only=True):
         return slo_figures(self.outcomes, slos, start_ns=window.start_ns, end_ns=window.end_ns, slots=slots)
 
 
-def summarize_run(run: Path, slos: Sequence[Slo] | None = None) -> tuple[Manifest, Summary]:
+def summarize_run(
+    run: Path, slos: Sequence[Slo] | None = None, each: Callable[[RequestRecord], None] = lambda record: None
+) -> tuple[Manifest, Summary]:
     """A whole run folder, finished or not; see :func:`measure_run`."""
-    manifest, summary, _ = measure_run(run, slos)
+    manifest, summary, _ = measure_run(run, slos, each)
     return manifest, summary
 
 

@@ -79,7 +79,7 @@ def publish(folder: Path, runs: list[tuple[Path, Any]], as_json: bool) -> None:
     from loadgen.run_folders import is_together
 
     entries = _entries(runs)
-    pages = _write_pages(entries, together=folder)
+    pages = _write_pages(entries, {}, together=folder)
     form = "json" if as_json else "terminal"
     show(_text(form, entries, alone=runs[0][0] == folder, together=is_together(folder)), end="")
     if not as_json:
@@ -129,23 +129,29 @@ def _entries(runs: list[tuple[Path, Any]], kernels: Path | None = None) -> list[
     ]
 
 
-def _write_pages(entries: list[Any], output: Path | None = None, together: Path | None = None) -> list[Path]:
+def _write_pages(
+    entries: list[Any], gathered: dict[Path, Any], output: Path | None = None, together: Path | None = None
+) -> list[Path]:
     """Writes report.html into each run's folder, or one page of all of them to ``output``; gives the pages.
 
     Several runs of one sweep have a page in its folder ``together`` too.
+
+    Args:
+        gathered: the requests of the runs whose records have been read, by folder.
     """
     from loadgen.report import html
     from loadgen.report.page_data import read_page
 
+    of = {entry.folder: read_page(entry, gathered.get(entry.folder)) for entry in entries}
     if output is not None:
-        _write(output, html.render([read_page(entry) for entry in entries], _page_comparison(entries)))
+        _write(output, html.render(list(of.values()), _page_comparison(entries)))
         return [output]
     pages = [(entry.folder / "report.html", [entry]) for entry in entries]
     if together is not None and len(entries) > 1:
         pages.append((together / "report.html", entries))
     for page, shown in pages:
         try:
-            page.write_bytes(html.render([read_page(entry) for entry in shown], _page_comparison(shown)).encode())
+            page.write_bytes(html.render([of[entry.folder] for entry in shown], _page_comparison(shown)).encode())
         except OSError as error:
             complain(f"{page}: cannot be written: {error.strerror}")
     return [page for page, _ in pages]
@@ -223,12 +229,14 @@ def report(
     folders = [folder for run in served for folder in run_folders(run)]
     if offline is not None:
         _keep_offline(offline, folders)
-    found = _summaries(folders, slos)
+    with_page = form in ("terminal", "html")
+    gathered: dict[Path, Any] = {}
+    found = _summaries(folders, slos, gathered if with_page else None)
     entries = _entries(found, kernels[0] if kernels else None)
     sweep = served[0] if len(served) == 1 else None
     pages = []
-    if form in ("terminal", "html"):
-        pages = _write_pages(entries, output if form == "html" else None, sweep)
+    if with_page:
+        pages = _write_pages(entries, gathered, output if form == "html" else None, sweep)
     if form != "html":
         alone = sweep is not None and folders == served
         text = _text(form, entries, alone=alone, together=sweep is not None and is_together(sweep))
@@ -251,14 +259,24 @@ def _keep_offline(offline: Path, folders: list[Path]) -> None:
     (folders[0] / REPORT_FILE).write_bytes(offline.read_bytes())
 
 
-def _summaries(folders: list[Path], slos: Any) -> list[tuple[Path, Any]]:
-    """Each run's summary from its records; a run that was killed gets its summary.json."""
+def _summaries(folders: list[Path], slos: Any, gathered: dict[Path, Any] | None) -> list[tuple[Path, Any]]:
+    """Each run's summary from its records; a run that was killed gets its summary.json.
+
+    Args:
+        gathered: takes the requests for the page, in the same reading; None where there is no page.
+    """
     from loadgen.analysis.measure import summarize_run
     from loadgen.records import write_json
+    from loadgen.report.page_data import RunRequests
 
     found = []
     for folder in folders:
-        _, summary = summarize_run(folder, slos)
+        requests = RunRequests()
+        if gathered is None:
+            _, summary = summarize_run(folder, slos)
+        else:
+            _, summary = summarize_run(folder, slos, requests.add)
+            gathered[folder] = requests
         found.append((folder, summary))
         path = folder / "summary.json"
         if not path.exists():

@@ -176,19 +176,35 @@ class LevelRequests:
         return start, columns
 
 
-def read_page(entry: Entry) -> RunPage:
+class RunRequests:
+    """The requests of a run, level by level, taken in while its records are read for something else."""
+
+    def __init__(self) -> None:
+        self.levels: dict[int, LevelRequests] = {}
+
+    def add(self, record: RequestRecord) -> None:
+        if record.level not in self.levels:
+            self.levels[record.level] = LevelRequests()
+        self.levels[record.level].add(record)
+
+
+def read_page(entry: Entry, gathered: RunRequests | None = None) -> RunPage:
     """A run with what its page needs from its folder.
 
     The entry's summary may know levels that the folder does not, where the disk was full.
+
+    Args:
+        gathered: the run's requests, where its records have been read already.
     """
     run, summary = entry.folder, entry.summary
     requests = [LevelRequests() for _ in summary.levels]
     samples, marks, _ = read_client_log(run / "client.jsonl")
-    records, _ = read_records(records_path(run)) if records_path(run).exists() else (iter(()), [])
+    if gathered is None:
+        gathered = RunRequests()
+        for record in read_records(records_path(run))[0] if records_path(run).exists() else ():
+            gathered.add(record)
     numbers: set[int] = {mark.level for mark in marks}
-    by_level: dict[int, LevelRequests] = {}
-    for record in records:
-        by_level.setdefault(record.level, LevelRequests()).add(record)
+    by_level = gathered.levels
     found = sorted(numbers | by_level.keys())
     for place, number in enumerate(found[: len(requests)]):
         requests[place] = by_level.get(number, requests[place])
