@@ -27,13 +27,6 @@ def complain(text: str) -> None:
     say(f"loadgen: {text}")
 
 
-def as_json(value: Any) -> str:
-    """A value as JSON that people can read too, with a last line end."""
-    import msgspec
-
-    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
-
-
 def as_json_lines(values: list[Any]) -> str:
     """Each value as JSON on a line of its own."""
     from loadgen.records import encode_line
@@ -48,7 +41,9 @@ def rendered(form: str, value: Any, renders: Mapping[str, Render]) -> str:
         renders: makes the text of each of the other formats; only the one asked for is made.
     """
     if form == "json":
-        return as_json(value)
+        from loadgen.report.text import json_text
+
+        return json_text(value)
     text = renders[form]()
     return text if text.endswith("\n") else text + "\n"
 

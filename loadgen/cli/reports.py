@@ -76,33 +76,15 @@ TextForm = Annotated[Literal["terminal", "markdown", "json"], option("--format",
 
 def publish(folder: Path, runs: list[tuple[Path, Any]], as_json: bool) -> None:
     """Writes each run's report.html and prints the results of a sweep, several runs side by side."""
+    from loadgen.report.formats import TEXTS, Shown
     from loadgen.run_folders import is_together
 
     entries = _entries(runs)
     pages = _write_pages(entries, {}, together=folder)
     form = "json" if as_json else "terminal"
-    show(_text(form, entries, alone=runs[0][0] == folder, together=is_together(folder)), end="")
+    show(TEXTS[form](Shown(entries, alone=runs[0][0] == folder, together=is_together(folder))), end="")
     if not as_json:
         _name_pages(pages)
-
-
-def _text(form: str, entries: list[Any], *, alone: bool, together: bool) -> str:
-    """Runs in one of the text formats.
-
-    Args:
-        alone: the one run is what was asked for: its JSON is its summary, not a map of names to summaries.
-        together: they were under load at the same time.
-    """
-    from loadgen.report import csv, markdown, openmetrics, texts
-
-    value = entries[0].summary if alone else {entry.name: entry.summary for entry in entries}
-    renders = {
-        "terminal": partial(texts.render, "terminal", entries, alone=alone, together=together),
-        "markdown": partial(markdown.render, entries),
-        "csv": partial(csv.render, entries),
-        "openmetrics": partial(openmetrics.render, entries),
-    }
-    return rendered(form, value, renders)
 
 
 def _entries(runs: list[tuple[Path, Any]], kernels: Path | None = None) -> list[Any]:
@@ -212,6 +194,7 @@ def report(
     """
     from loadgen.analysis.slo import parse_slos
     from loadgen.microbench.records import is_kernel_folder
+    from loadgen.report.formats import TEXTS, Shown
     from loadgen.run_folders import is_together, run_folders
 
     if json and form not in (None, "json"):
@@ -239,7 +222,7 @@ def report(
         pages = _write_pages(entries, gathered, output if form == "html" else None, sweep)
     if form != "html":
         alone = sweep is not None and folders == served
-        text = _text(form, entries, alone=alone, together=sweep is not None and is_together(sweep))
+        text = TEXTS[form](Shown(entries, alone, together=sweep is not None and is_together(sweep)))
         if output is None:
             show(text, end="")
         else:

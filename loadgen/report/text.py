@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import textwrap
 
+import msgspec
+
 WIDTH = 80
 
 # What Markdown or HTML could read as more than itself in the middle of a line; _ only where a word begins or ends.
@@ -27,6 +29,11 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """The same on one line."""
     return printable(" ".join(text.split()))
+
+
+def json_text(value: object) -> str:
+    """A value as JSON that people can read too, with a last line end."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
 
 
 def escaped(text: str) -> str:

@@ -23,8 +23,9 @@ from loadgen.analysis.figures import GpuDevice, GpuFigures, Verdict
 from loadgen.analysis.slo import PercentileFigures, SloFigures
 from loadgen.analysis.summary import Summary
 from loadgen.records import FileDataset
-from loadgen.report import csv, markdown, openmetrics, texts
+from loadgen.report import csv, markdown, openmetrics
 from loadgen.report.entry import Entry, names_of
+from loadgen.report.formats import TEXTS, Shown
 
 EVIL = "a|b`c`<script>alert(1)</script>\n| x | y |\n\n# @someone #12 [l](http://x.y) \\ *b* _i_ \x1b[31m\r &amp; ~~~"
 
@@ -63,10 +64,10 @@ def of_a_server(text: str) -> Entry:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("report.md", lambda: texts.render("markdown", [entry()], alone=True)),
-        ("slo.md", lambda: texts.render("markdown", [with_slo()], alone=True)),
-        ("report.csv", lambda: texts.render("csv", [entry(), with_slo()], alone=False)),
-        ("several.txt", lambda: texts.render("terminal", [entry("a"), with_slo()], alone=False)),
+        ("report.md", lambda: TEXTS["markdown"](Shown([entry()], alone=True))),
+        ("slo.md", lambda: TEXTS["markdown"](Shown([with_slo()], alone=True))),
+        ("report.csv", lambda: TEXTS["csv"](Shown([entry(), with_slo()], alone=False))),
+        ("several.txt", lambda: TEXTS["terminal"](Shown([entry("a"), with_slo()], alone=False))),
     ],
 )
 def test_text_is_the_golden_one(name: str, text: Callable[[], str]) -> None:
@@ -78,7 +79,7 @@ def test_text_is_the_golden_one(name: str, text: Callable[[], str]) -> None:
 
 
 def test_lines_of_the_terminal_fit_80_columns() -> None:
-    lines = texts.render("terminal", [entry("a" * 70), of_a_server(EVIL)], alone=False).splitlines()
+    lines = TEXTS["terminal"](Shown([entry("a" * 70), of_a_server(EVIL)], alone=False)).splitlines()
     assert any("a" * 70 in line for line in lines)
     for line in lines:
         assert len(line) <= 80, line
@@ -280,14 +281,14 @@ def test_any_text_is_a_label(text: str) -> None:
     ids=["no level", "no request", "one request", "no success"],
 )
 def test_a_run_with_next_to_nothing_in_it(form: str, levels: list[Any]) -> None:
-    assert texts.render(form, [entry(levels=levels)], alone=True)
-    assert texts.render(form, [entry("a", levels=levels), entry("b")], alone=False)
+    assert TEXTS[form](Shown([entry(levels=levels)], alone=True))
+    assert TEXTS[form](Shown([entry("a", levels=levels), entry("b")], alone=False))
 
 
 def test_json_of_one_is_its_summary_and_of_several_a_map() -> None:
-    one = msgspec.json.decode(texts.render("json", [entry()], alone=True))
+    one = msgspec.json.decode(TEXTS["json"](Shown([entry()], alone=True)))
     assert len(one["levels"]) == 4
-    several = msgspec.json.decode(texts.render("json", [entry("a"), entry("b")], alone=False))
+    several = msgspec.json.decode(TEXTS["json"](Shown([entry("a"), entry("b")], alone=False)))
     assert several == {"a": one, "b": one}
 
 
@@ -314,4 +315,4 @@ def test_a_manifest_with_hardly_anything_in_it() -> None:
         client={},
     )  # fmt: skip
     for form in ("markdown", "csv", "json", "openmetrics"):
-        assert texts.render(form, [Entry(name="x", folder=Path("x"), manifest=bare, summary=summary())], alone=True)
+        assert TEXTS[form](Shown([Entry(name="x", folder=Path("x"), manifest=bare, summary=summary())], alone=True))
