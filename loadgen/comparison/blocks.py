@@ -71,9 +71,9 @@ def block_count(sample: Sample) -> int:
     """How many blocks of time the window is cut into; 0 where it is too short for :data:`MIN_BLOCKS`."""
     import numpy as np
 
-    if not sample.completed or np.isnan(sample.e2e_s).all():
+    if not sample.completed or np.isnan(sample.latencies["e2e_s"]).all():
         return 0
-    fit = sample.window_s / max(BLOCK_E2E * float(np.nanmean(sample.e2e_s)), 1e-9)
+    fit = sample.window_s / max(BLOCK_E2E * float(np.nanmean(sample.latencies["e2e_s"])), 1e-9)
     blocks = min(MAX_BLOCKS, int(fit))
     if blocks < MIN_BLOCKS and fit >= MIN_BLOCKS / 2:
         return MIN_BLOCKS
@@ -118,7 +118,7 @@ def _bootstrapped(sample: Sample, blocks: int, number: int, resamples: int) -> d
     places = np.clip((sample.sent_s / sample.window_s * blocks).astype(int), 0, blocks - 1)
     found: dict[tuple[str, str], Drawn | str] = {}
     for metric in LATENCIES:
-        values = getattr(sample, metric)
+        values = sample.latencies[metric]
         known = ~np.isnan(values)
         for statistic, drawn in _latency(values[known], places[known], places[sample.failed], weights).items():
             found[metric, statistic] = drawn
@@ -202,7 +202,7 @@ def _paired(a: Sample, b: Sample, number: int, resamples: int) -> tuple[dict[str
     most = 0
     first = [_first_sent(sample) for sample in (a, b)]
     for metric in LATENCIES:
-        ours, theirs = (by_prompt(s.prompt_ids, getattr(s, metric)) for s in (a, b))
+        ours, theirs = (by_prompt(s.prompt_ids, s.latencies[metric]) for s in (a, b))
         shared = [key for key in ours if key in theirs and ours[key] > 0 and theirs[key] > 0]
         most = max(most, len(shared))
         if len(shared) < MIN_PAIRS:

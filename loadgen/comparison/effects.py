@@ -101,7 +101,8 @@ def effect_of(family: tuple[str, str], levels: list[list[Round]], launch_sd: Map
     metric, statistic = family
     effect = Effect(metric=metric, statistic=statistic)
     rounds = min(len(rows) for rows in levels)
-    sd = launch_sd.get(metric, 0.0)
+    # One that nobody has measured over launches is taken to differ as much as the worst that somebody has.
+    sd = launch_sd.get(metric, max(launch_sd.values(), default=0.0))
     logs, within, degrees = [], [], []
     for number in range(rounds):
         parts: list[tuple[float, float, float]] = []  # signed value, variance, degrees

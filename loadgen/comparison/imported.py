@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from loadgen.analysis.outcome import LATENCIES
 from loadgen.comparison.blocks import THROUGHPUT
 from loadgen.comparison.sides import BINS, Sample, Side, SideLevel
 from loadgen.environment import Host
@@ -237,7 +238,7 @@ def _empty(window_s: float, failed: NDArray[np.bool_]) -> Sample:
 
     none = np.zeros(0)
     return Sample(
-        window_s=window_s, prompt_ids=[], sent_s=none, failed=failed, ttft_s=none, tpot_s=none, e2e_s=none,
+        window_s=window_s, prompt_ids=[], sent_s=none, failed=failed, latencies=dict.fromkeys(LATENCIES, none),
         input_tokens=none, output_tokens=none, tokens_per_event=None, token_sources=[TOOL], cached_share=None,
         tokens=np.zeros(BINS),
     )  # fmt: skip
@@ -271,7 +272,9 @@ def _sample(result: Result) -> Sample:
     sample = _empty(result.duration, failed[order])
     sample.prompt_ids = [f"{i}: {input_lens[i]} tokens" for i in order]
     sample.sent_s = sent[order]
-    sample.ttft_s, sample.tpot_s, sample.e2e_s = ((x + nothing)[order] for x in (ttft, tpot, e2e))
+    known = {"ttft_s": ttft, "tpot_s": tpot, "e2e_s": e2e}
+    unknown = np.full(n, math.nan)
+    sample.latencies = {name: (known.get(name, unknown) + nothing)[order] for name in LATENCIES}
     sample.input_tokens = (np.array(input_lens, dtype=float) + nothing)[order]
     sample.output_tokens = (tokens + nothing)[order]
     sample.tokens = bins

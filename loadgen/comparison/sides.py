@@ -12,7 +12,7 @@ import msgspec
 from loadgen.analysis.gather import BATCH, token_events
 from loadgen.analysis.intervals import bin_amounts
 from loadgen.analysis.measure import Measured, measure_run
-from loadgen.analysis.outcome import outcome
+from loadgen.analysis.outcome import LATENCIES, outcome
 from loadgen.errors import UsageError
 from loadgen.loads import Load, without_round
 from loadgen.records import Manifest, RequestRecord, read_client_log, read_records, records_path
@@ -31,17 +31,16 @@ BINS = 5040  # of the window, for its tokens
 class Sample(msgspec.Struct, kw_only=True):
     """One level's measured requests as arrays, in the order of their sends; NaN where undefined.
 
-    ``failed`` are those with an error that is no cancellation; ``tokens`` are the output tokens of
-    successful requests in each of :data:`BINS` equal parts of the window.
+    ``latencies`` are by the names of :data:`loadgen.analysis.outcome.LATENCIES`. ``failed`` are those with an error
+    that is no cancellation; ``tokens`` are the output tokens of successful requests in each of :data:`BINS` equal
+    parts of the window.
     """
 
     window_s: float
     prompt_ids: list[str]
     sent_s: Array
     failed: NDArray[np.bool_]
-    ttft_s: Array
-    tpot_s: Array
-    e2e_s: Array
+    latencies: dict[str, Array]
     input_tokens: Array
     output_tokens: Array
     tokens_per_event: float | None
@@ -161,9 +160,7 @@ class _Row(NamedTuple):
     worker: int
     prompt_id: str
     failed: bool
-    ttft_s: float
-    tpot_s: float
-    e2e_s: float
+    latencies: tuple[float, ...]  # in the order of LATENCIES
     input_tokens: float
     output_tokens: float
 
@@ -202,9 +199,7 @@ class _Gathered:
                 worker=record.worker,
                 prompt_id=record.prompt_id,
                 failed=record.error is not None,
-                ttft_s=math.nan if found.ttft_s is None else found.ttft_s,
-                tpot_s=math.nan if found.tpot_s is None else found.tpot_s,
-                e2e_s=math.nan if found.e2e_s is None else found.e2e_s,
+                latencies=tuple(math.nan if (value := getattr(found, name)) is None else value for name in LATENCIES),
                 input_tokens=_number(record, record.input_tokens),
                 output_tokens=_number(record, record.output_tokens),
             )
@@ -258,9 +253,10 @@ class _Gathered:
             prompt_ids=[row.prompt_id for row in self._rows],
             sent_s=(column("sent_ns") - self._start_ns) / NS_PER_S,
             failed=np.array([row.failed for row in self._rows], dtype=bool),
-            ttft_s=column("ttft_s"),
-            tpot_s=column("tpot_s"),
-            e2e_s=column("e2e_s"),
+            latencies={
+                name: np.array([row.latencies[place] for row in self._rows], dtype=float)
+                for place, name in enumerate(LATENCIES)
+            },
             input_tokens=column("input_tokens"),
             output_tokens=column("output_tokens"),
             tokens_per_event=self._tokens / self._events if self._events else None,

@@ -78,10 +78,12 @@ def test_a_file_that_was_written_by_hand() -> None:
     assert level.verdict == []
     assert sample.sent_s.tolist() == pytest.approx([0.0, 0.0, 0.5, 0.7])
     assert sample.failed.tolist() == [False, False, False, True]
-    assert sample.ttft_s[:3].tolist() == pytest.approx([0.1, 0.2, 0.1])
-    assert sample.e2e_s[:3].tolist() == pytest.approx([0.5, 0.7, 0.4])
-    assert sample.tpot_s[:3].tolist() == pytest.approx([0.4 / 4, 0.5 / 5, 0.3 / 2])  # five, six and three tokens
-    assert np.isnan(sample.ttft_s[3]) and np.isnan(sample.input_tokens[3])
+    assert sample.latencies["ttft_s"][:3].tolist() == pytest.approx([0.1, 0.2, 0.1])
+    assert sample.latencies["e2e_s"][:3].tolist() == pytest.approx([0.5, 0.7, 0.4])
+    assert sample.latencies["tpot_s"][:3].tolist() == pytest.approx(
+        [0.4 / 4, 0.5 / 5, 0.3 / 2]
+    )  # five, six and three tokens
+    assert np.isnan(sample.latencies["ttft_s"][3]) and np.isnan(sample.input_tokens[3])
     assert sample.tokens.sum() == 14 == sum([5, 6, 3])
     assert sample.tokens_per_event is None and sample.cached_share is None
     # Five tokens in five events, six in three, three in two: what came in the first half second.
