@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -326,10 +327,17 @@ def test_groups_show_their_help_without_a_command() -> None:
 def test_ctrl_c_ends_with_130_and_no_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "loadgen", "dataset", "make", "chat", "--prompts", "10000000", "--output", "out"]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environ)
-    wait_for(lambda: list(tmp_path.iterdir()))
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    # A shell's job in the background starts with SIGINT ignored, and so do its children.
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environ, preexec_fn=heeding
+    ) as process:
+        try:
+            wait_for(lambda: list(tmp_path.iterdir()))
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode == 130 and "Traceback" not in said
     assert not list(tmp_path.iterdir()), "half a file"
 
