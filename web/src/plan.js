@@ -1,4 +1,4 @@
-// What one replica carries under objectives, and what that costs: loadgen/plan.py and loadgen/slo.py in the page.
+// What one replica carries under objectives, and what that costs: loadgen/analysis/plan.py, capacity.py and slo.py in the page.
 // A test compares the two.
 
 import { FAILED, OFFERED } from "./data.js";
@@ -73,7 +73,7 @@ function halfEven(value) {
   return Math.abs(value % 1) === 0.5 && rounded % 2 ? rounded - 1 : rounded;
 }
 
-/** What the lowest load that breaks the objectives breaks first (loadgen/criteria.py). */
+/** What the lowest load that breaks the objectives breaks first (loadgen/analysis/criteria.py). */
 function binds(broken) {
   if (!broken) return "nothing up to the highest load of the sweep: the limit was not found";
   const { figures, level } = broken;

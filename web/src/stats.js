@@ -1,4 +1,4 @@
-// Intervals of shares, as loadgen/intervals.py makes them; that file has the reasons and the sources.
+// Intervals of shares, as loadgen/analysis/intervals.py makes them; that file has the reasons and the sources.
 
 export const Z = 1.959963984540054;
 const MIN_COEFFICIENTS = 4;
