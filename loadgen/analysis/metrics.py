@@ -420,6 +420,11 @@ METRICS = [
         short="Decode, ms",
     ),
     Metric(
+        "server.iteration_s", "iteration", "s",
+        "mean time of a step of the engine",
+        short="Iteration, ms",
+    ),
+    Metric(
         "server.agrees", "counters agree", "",
         "whether the engine counted as many requests and tokens as loadgen",
     ),

@@ -19,8 +19,8 @@ from typing import Any
 import msgspec
 
 from loadgen import __version__, loads
-from loadgen.analysis.figures import LevelSummary
-from loadgen.analysis.metrics import SHORT, shown_in
+from loadgen.analysis.figures import GpuDevice, GpuGauge, LevelSummary
+from loadgen.analysis.metrics import SHORT, shown_in, value_at
 from loadgen.analysis.slo import ATTAINMENT, Slo, parse_slos
 from loadgen.comparison.differences import Comparison
 from loadgen.loads import Open
@@ -296,42 +296,56 @@ def _metric_heads() -> list[str]:
 
 
 # What the engine and the GPUs say of a level: a heading, and how to get it.
-_ENGINE_COLUMNS: list[tuple[str, Callable[[dict[str, Any]], str | None]]] = [
-    (SHORT["server.requests_running.mean"], lambda s: _number(s.get("requests_running"), "mean", "{:.1f}")),
-    (SHORT["server.requests_waiting.mean"], lambda s: _number(s.get("requests_waiting"), "mean", "{:.1f}")),
-    (SHORT["server.kv_cache_usage.max"], lambda s: _number(s.get("kv_cache_usage"), "max", "{:.1%}")),
-    (SHORT["server.prefix_cache_hit_rate"], lambda s: _number(s, "prefix_cache_hit_rate", "{:.1%}")),
-    (SHORT["server.preemptions"], lambda s: f"{s['preemptions']:,}" if s.get("preemptions") else None),
-    (SHORT["server.ttft_s"], lambda s: _ms(s, "ttft_s")),
-    (SHORT["server.queue_s"], lambda s: _ms(s, "queue_s")),
-    (SHORT["server.prefill_s"], lambda s: _ms(s, "prefill_s")),
-    (SHORT["server.decode_s"], lambda s: _ms(s, "decode_s")),
-    ("Iteration, ms", lambda s: _ms(s, "iteration_s")),
-    ("Power, W", lambda s: _number(s.get("power_w"), "mean", "{:,.0f}")),
-    ("SM clock, MHz", lambda s: _number(s.get("sm_clock_mhz"), "mean", "{:,.0f}")),
-    ("Throttled", lambda s: ", ".join(f"{why} {part:.0%}" for why, part in s.get("throttle", {}).items()) or None),
-    (SHORT["gpu.energy_per_output_token_j"], lambda s: _number(s, "energy_per_output_token_j", "{:.3g}")),
+Shown = Callable[[LevelSummary], str | None]
+
+
+def _figure(key: str, form: str) -> tuple[str, Shown]:
+    """A figure of the table of metrics; nothing where it is unknown."""
+
+    def shown(level: LevelSummary) -> str | None:
+        value = value_at(level, key)
+        return None if value is None else form.format(value)
+
+    return SHORT[key], shown
+
+
+def _time(key: str) -> tuple[str, Shown]:
+    """A time of the table of metrics, in ms."""
+    return SHORT[key], lambda level: None if (value := value_at(level, key)) is None else format_ms(value)
+
+
+def _of_gpu(head: str, shown: Callable[[GpuDevice], str | None]) -> tuple[str, Shown]:
+    """Something of the engine's first GPU."""
+    return head, lambda level: None if level.gpu is None else shown(level.gpu.devices[0])
+
+
+def _mean(gauge: GpuGauge | None) -> str | None:
+    return None if gauge is None else f"{gauge.mean:,.0f}"
+
+
+_ENGINE_COLUMNS: list[tuple[str, Shown]] = [
+    _figure("server.requests_running.mean", "{:.1f}"),
+    _figure("server.requests_waiting.mean", "{:.1f}"),
+    _figure("server.kv_cache_usage.max", "{:.1%}"),
+    _figure("server.prefix_cache_hit_rate", "{:.1%}"),
+    (SHORT["server.preemptions"], lambda level: f"{n:,}" if (n := value_at(level, "server.preemptions")) else None),
+    _time("server.ttft_s"),
+    _time("server.queue_s"),
+    _time("server.prefill_s"),
+    _time("server.decode_s"),
+    _time("server.iteration_s"),
+    _of_gpu("Power, W", lambda gpu: _mean(gpu.power_w)),
+    _of_gpu("SM clock, MHz", lambda gpu: _mean(gpu.sm_clock_mhz)),
+    _of_gpu("Throttled", lambda gpu: ", ".join(f"{why} {part:.0%}" for why, part in gpu.throttle.items()) or None),
+    _figure("gpu.energy_per_output_token_j", "{:.3g}"),
 ]
-
-
-def _number(values: dict[str, Any] | None, name: str, form: str) -> str | None:
-    return None if values is None or values.get(name) is None else form.format(values[name])
-
-
-def _ms(values: dict[str, Any], name: str) -> str | None:
-    return format_ms(values[name]) if name in values else None
 
 
 def _engine_section(page: RunPage, named: bool) -> str:
     """A table of what the engine and its first GPU say; nothing where they say nothing."""
     levels = page.summary.levels
     label = f"What the engine and the GPU of {page.name} say"
-    seen = []
-    for level in levels:
-        server: dict[str, Any] = {} if level.server is None else msgspec.to_builtins(level.server)
-        gpu: dict[str, Any] = {"devices": [{}]} if level.gpu is None else msgspec.to_builtins(level.gpu)
-        seen.append({**gpu.pop("devices")[0], **server, **gpu})
-    columns = [(head, [cell(s) for s in seen]) for head, cell in _ENGINE_COLUMNS]
+    columns = [(head, [cell(level) for level in levels]) for head, cell in _ENGINE_COLUMNS]
     columns = [(head, cells) for head, cells in columns if any(cells)]
     if not columns:
         return ""
