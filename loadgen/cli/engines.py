@@ -6,10 +6,20 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 from loadgen.cli.engine_options import engine_specs, sim_config
-from loadgen.cli.options import Engine, EnginePythons, Json, ServeHost, Simulator
+from loadgen.cli.options import (
+    Engine,
+    EnginePythons,
+    Json,
+    MaxBatchSize,
+    MaxNumTokens,
+    MaxSeqLen,
+    ServeHost,
+    Simulator,
+    TensorParallel,
+)
 from loadgen.cli.output import say, show, show_result
 from loadgen.cli.panels import command, group
-from loadgen.cli.params import COUNT, EMBEDDED, INSTALLED_ENGINE, count, installed_engines, option
+from loadgen.cli.params import EMBEDDED, INSTALLED_ENGINE, count, installed_engines, option
 from loadgen.errors import EngineError, UsageError
 
 engines = group(
@@ -250,22 +260,13 @@ class Build(NamedTuple):
             help="Data type of the GEMM plugin, auto or disable.  [default: trtllm-build's]",
         ),
     ] = None
-    tensor_parallel: Annotated[
-        int, option("--tensor-parallel", kind=COUNT, help="GPUs for one model.  [default: 1]")
-    ] = 1
+    tensor_parallel: TensorParallel = 1
     weight_only: Annotated[
         Literal["int8", "int4"] | None, option("--weight-only", help="Precision to quantize the weights to.")
     ] = None
-    max_batch_size: Annotated[
-        int | None, option("--max-batch-size", kind=COUNT, help="Limit on the sequences in one step.")
-    ] = None
-    max_num_tokens: Annotated[
-        int | None, option("--max-num-tokens", kind=COUNT, help="Limit on the tokens in one step.")
-    ] = None
-    max_seq_len: Annotated[
-        int | None,
-        option("--max-seq-len", kind=count(least=2), help="Limit on the tokens of a prompt and its answer together."),
-    ] = None
+    max_batch_size: MaxBatchSize = None
+    max_num_tokens: MaxNumTokens = None
+    max_seq_len: MaxSeqLen = None
     convert_args: Annotated[
         list[str] | None,
         option("--convert-arg", metavar="'--opt value'", help="Option for convert_checkpoint.py; repeatable."),

@@ -252,6 +252,16 @@ class SweepOfEngines(NamedTuple):
     ] = False
 
 
+# Options of an engine, whether it is served or built.
+MaxBatchSize = Annotated[int | None, option("--max-batch-size", kind=COUNT, help="Limit on the sequences in one step.")]
+MaxNumTokens = Annotated[int | None, option("--max-num-tokens", kind=COUNT, help="Limit on the tokens in one step.")]
+MaxSeqLen = Annotated[
+    int | None,
+    option("--max-seq-len", kind=count(least=2), help="Limit on the tokens of a prompt and its answer together."),
+]
+TensorParallel = Annotated[int, option("--tensor-parallel", kind=COUNT, help="GPUs for one model.  [default: 1]")]
+
+
 class Engine(NamedTuple):
     """Engine."""
 
@@ -282,16 +292,9 @@ class Engine(NamedTuple):
         str | None,
         option("--dtype", metavar="TYPE", help="Data type, such as bfloat16 or float16.  [default: the model's]"),
     ] = None
-    max_batch_size: Annotated[
-        int | None, option("--max-batch-size", kind=COUNT, help="Limit on the sequences in one step.")
-    ] = None
-    max_num_tokens: Annotated[
-        int | None, option("--max-num-tokens", kind=COUNT, help="Limit on the tokens in one step.")
-    ] = None
-    max_seq_len: Annotated[
-        int | None,
-        option("--max-seq-len", kind=count(least=2), help="Limit on the tokens of a prompt and its answer together."),
-    ] = None
+    max_batch_size: MaxBatchSize = None
+    max_num_tokens: MaxNumTokens = None
+    max_seq_len: MaxSeqLen = None
     kv_memory_fraction: Annotated[
         float | None,
         option(
@@ -300,9 +303,7 @@ class Engine(NamedTuple):
             help="Share for the KV cache of the memory that the weights leave free.",
         ),
     ] = None
-    tensor_parallel: Annotated[
-        int, option("--tensor-parallel", kind=COUNT, help="GPUs for one model.  [default: 1]")
-    ] = 1
+    tensor_parallel: TensorParallel = 1
     prefix_caching: Annotated[
         Literal["on", "off"] | None, option("--prefix-caching", help="Prefix cache.  [default: the engine's choice]")
     ] = None

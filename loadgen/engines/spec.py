@@ -108,6 +108,16 @@ def install_facts(install: Install) -> dict[str, object]:
     }
 
 
+def facts_of(install: Install, model: Model, mig: gpus.MigSlice | None) -> dict[str, object]:
+    """What the manifest keeps of an engine that was launched: its install, the model, and the MIG slice."""
+    return {
+        **install_facts(install),
+        "dummy_weights": model.dummy_weights,
+        **model.facts,
+        "mig": mig.uuid if mig else None,
+    }
+
+
 def chosen_gpus(spec: EngineSpec, found: list[gpus.Gpu]) -> tuple[list[gpus.Gpu], gpus.MigSlice | None]:
     """The GPUs that ``--device`` names, or as many as tensor parallelism needs; the MIG slice, if it is one.
 

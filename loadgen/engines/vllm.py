@@ -17,8 +17,8 @@ from loadgen.engines.spec import (
     EngineSpec,
     check_fit,
     device_env,
+    facts_of,
     gpus_for,
-    install_facts,
     share_with_weights,
 )
 from loadgen.environment import cache_folder
@@ -122,12 +122,7 @@ def prepare(spec: EngineSpec, install: Install | None, found: list[gpus.Gpu]) ->
         model=model.name,
         resets_prefix_cache=spec.prefix_caching is not False,
         gpu_uuids=[gpu.uuid for gpu in chosen],
-        facts={
-            **install_facts(install),
-            "dummy_weights": model.dummy_weights,
-            **model.facts,
-            "mig": mig.uuid if mig else None,
-        },
+        facts=facts_of(install, model, mig),
     )
 
 

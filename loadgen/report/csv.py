@@ -28,7 +28,7 @@ WITH_INTERVALS = ("mean", *QUANTILES)
 # Rows of the table that are one number with an interval, and of distributions that may be missing from a level.
 INTERVALS = {"request_throughput_rps", "output_throughput_tps", "slo.attainment", "slo.goodput_rps"}
 DISTRIBUTIONS = {"open_loop.send_lateness_s", "open_loop.service.ttft_s", "open_loop.service.e2e_s"}
-# In summary.json, the page and OpenMetrics; the columns of CSV are a contract, and these are no figures of the level itself.
+# In summary.json, the page and OpenMetrics: the columns of CSV are a contract, and these would be new ones.
 LEFT_OUT = {"client.slot_gap_s", "server.iteration_s"}
 
 
