@@ -137,12 +137,11 @@ def test_a_sweep_measures_what_it_launched(python: str, place: Path) -> None:
     for level, requests in zip(summary.levels, of_level, strict=True):
         assert level.errors == {}
         assert level.server is not None
-        assert level.server["agrees"] is True
-        assert [level.server[name] for name in ("requests", "prompt_tokens", "generation_tokens")] == [
-            requests, requests * 40, requests * 6,
-        ]  # fmt: skip
-        assert level.server["prefix_cache_hit_rate"] == 0
-        assert level.server["ttft_s"] >= 0.005, "the double's own"
+        own = level.server
+        assert own.agrees is True
+        assert (own.requests, own.prompt_tokens, own.generation_tokens) == (requests, requests * 40, requests * 6)
+        assert own.prefix_cache_hit_rate == 0
+        assert own.ttft_s >= 0.005, "the double's own"
     assert not summary.simulated
 
 
@@ -266,7 +265,7 @@ def test_two_tokens_of_its_length_cannot_be_used(python: str, place: Path) -> No
         sweep(spec(python, max_seq_len=64), place / "run", tokens=(40, 23))
     assert not (place / "run").exists()
     result = sweep(spec(python, max_seq_len=64), place / "run", levels=[2], tokens=(40, 22))
-    assert result.runs[0][1].levels[0].tokens["mismatched"] == 0
+    assert result.runs[0][1].levels[0].tokens.mismatched == 0
 
 
 def test_an_option_that_it_refuses_is_told(python: str, place: Path) -> None:
