@@ -26,6 +26,7 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 CORES = sorted(os.sched_getaffinity(0))
@@ -103,13 +104,31 @@ def timed(argv: list[str], timeout_s: float = 900, **more) -> dict:
     }
 
 
-def run_loadgen(port: int, concurrency: int, requests: int, inputs: int, outputs: int, warmup: bool = True) -> dict:
+class Version(NamedTuple):
+    """A checkout of loadgen and the Python that has its packages."""
+
+    root: Path
+    python: str
+
+    def command(self, *words: str) -> list[str]:
+        return [self.python, "-m", "loadgen", *words]
+
+    def environ(self) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": str(self.root)}
+
+
+THIS = Version(HERE.parent, sys.executable)
+
+
+def run_loadgen(
+    port: int, concurrency: int, requests: int, inputs: int, outputs: int, warmup: bool = True, version: Version = THIS
+) -> dict:
     with tempfile.TemporaryDirectory(prefix="loadgen-bench-") as folder:
-        argv = [sys.executable, "-m", "loadgen", "sweep", "--url", f"http://127.0.0.1:{port}"]
+        argv = version.command("sweep", "--url", f"http://127.0.0.1:{port}")
         argv += ["--concurrency", str(concurrency), "--requests", str(requests), "--workers", "1"]
         argv += ["--input-tokens", str(inputs), "--output-tokens", str(outputs), "--json"]
         argv += ["--output", f"{folder}/run"] + ([] if warmup else ["--no-warmup"])
-        run = timed(argv, env={**os.environ, "PYTHONPATH": str(HERE.parent)})
+        run = timed(argv, env=version.environ())
         try:
             level = json.loads(run["out"])["levels"][0]
         except (json.JSONDecodeError, IndexError):
@@ -177,21 +196,20 @@ def medians(runs: list[dict]) -> dict:
     return {**middle, "rounds": len(runs)}
 
 
-def quick_facts(port: int) -> dict:
-    """Wall seconds of ``--help`` and of a sweep of one request; medians of five."""
-    env = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+def quick_facts(port: int, times: int = 5, version: Version = THIS) -> dict:
+    """Wall seconds of ``--help`` and of a sweep of one request; medians."""
 
-    def wall(argv: list[str]) -> float:
+    def wall(*words: str) -> float:
         start = time.perf_counter()
-        subprocess.run(argv, env=env, capture_output=True, check=False)
+        subprocess.run(version.command(*words), env=version.environ(), capture_output=True, check=False)
         return time.perf_counter() - start
 
     with tempfile.TemporaryDirectory() as folder:
-        one = [sys.executable, "-m", "loadgen", "sweep", "--url", f"http://127.0.0.1:{port}", "--concurrency", "1"]
-        one += ["--requests", "1", "--no-warmup", "--output-tokens", "1"]
+        one = ["sweep", "--url", f"http://127.0.0.1:{port}", "--concurrency", "1", "--requests", "1"]
+        one += ["--no-warmup", "--output-tokens", "1", "--output"]
         return {
-            "help_s": statistics.median(wall([sys.executable, "-m", "loadgen", "--help"]) for _ in range(5)),
-            "one_request_s": statistics.median(wall([*one, "--output", f"{folder}/{i}"]) for i in range(5)),
+            "help_s": statistics.median(wall("--help") for _ in range(times)),
+            "one_request_s": statistics.median(wall(*one, f"{folder}/{i}") for i in range(times)),
         }
 
 
