@@ -109,7 +109,8 @@ def inspect_dataset(
     json: Json = False,
 ) -> int:
     """Check a dataset and show what it holds."""
-    from loadgen.workloads.datasets import find_dataset, inspect, render
+    from loadgen.report.dataset import render
+    from loadgen.workloads.datasets import find_dataset, inspect
 
     found = inspect(find_dataset(file))
     show_result(found, json, lambda: render(found))

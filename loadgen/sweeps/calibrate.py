@@ -27,6 +27,7 @@ from loadgen.environment import Host
 from loadgen.errors import LoadgenError
 from loadgen.processes import Interrupts
 from loadgen.records import CalibrationEntry, ClientSample, RequestRecord, RunTail
+from loadgen.report.table import laid
 from loadgen.units import NS_PER_S, format_count, format_ms
 from loadgen.workloads.prompts import SourceSpec, TokenRange
 
@@ -226,14 +227,20 @@ def render(result: Calibration) -> str:
         "                             %              CPU       ms      ms",
         "-" * 65,
     ]
-    for row in result.rows:
-        lateness = "n/a" if row.lateness_mean_s is None else f"{row.lateness_mean_s * 1e3:.3f}"
-        lines.append(
-            f"{row.concurrency:>6} {row.ttft_error_mean_s * 1e3:>7.3f} {row.ttft_error_p99_s * 1e3:>7.3f} "
-            f"{row.tpot_error_share * 100:>7.3f} {format_count(row.output_throughput_tps):>8} "
-            f"{row.utilization:>7.0%} {lateness:>8} {row.engine_lateness_mean_s * 1e3:>7.3f}"
-        )
-    lines.append("")
+    rows = [
+        [
+            f"{row.concurrency}",
+            f"{row.ttft_error_mean_s * 1e3:.3f}",
+            f"{row.ttft_error_p99_s * 1e3:.3f}",
+            f"{row.tpot_error_share * 100:.3f}",
+            format_count(row.output_throughput_tps),
+            f"{row.utilization:.0%}",
+            "n/a" if row.lateness_mean_s is None else f"{row.lateness_mean_s * 1e3:.3f}",
+            f"{row.engine_lateness_mean_s * 1e3:.3f}",
+        ]
+        for row in result.rows
+    ]
+    lines += [*laid("{:>6} {:>7} {:>7} {:>7} {:>8} {:>7} {:>8} {:>7}", rows), ""]
     for bound, rate in (
         ("1 ms of TTFT", result.tokens_per_s_within_1ms),
         ("5 % of TTFT and TPOT", result.tokens_per_s_within_5_percent),

@@ -6,7 +6,6 @@ import datetime
 import itertools
 import random
 import re
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -422,51 +421,6 @@ def _texts(content: bytes) -> Iterator[str]:
             text = part.get("text")
             if isinstance(text, str):
                 yield text
-
-
-WIDTH = 80
-SHOWN_FIELDS = 10
-
-
-def render(found: Inspection) -> str:
-    """The inspection for a terminal of 80 columns."""
-    kinds = ", ".join(f"{kind.replace('_', ' ')} {count:,}" for kind, count in found.kinds.items())
-    lines = [
-        _wrapped(f"{found.path}: {found.prompts:,} prompts ({kinds})"),
-        "",
-        f"{'':18}{'min':>12}{'mean':>12}{'p50':>12}{'p90':>12}{'max':>12}",
-    ]
-    for name in ("input_characters", "input_words", "input_tokens", "output_tokens"):
-        values: Spread | None = getattr(found, name)
-        if values is not None:
-            figures = (values.min, values.mean, values.p50, values.p90, values.max)
-            lines.append(f"{name.replace('_', ' '):18}" + "".join(f"{_figure(figure):>12}" for figure in figures))
-    lines.append("")
-    if found.duplicate_prompts:
-        lines.append(
-            _wrapped(
-                f"duplicate prompts: {found.duplicate_prompts:,} of {found.prompts:,} repeat an earlier one;"
-                " a prefix cache makes those cheaper than new ones"
-            )
-        )
-    else:
-        lines.append("duplicate prompts: none")
-    # As JSON, so that no control character of a field's name reaches the terminal.
-    unsent = [f"{msgspec.json.encode(name).decode()} ({count:,})" for name, count in found.unsent_fields.items()]
-    if len(unsent) > SHOWN_FIELDS:
-        unsent[SHOWN_FIELDS:] = [f"and {len(unsent) - SHOWN_FIELDS:,} more"]
-    lines.append(_wrapped(f"fields not sent: {', '.join(unsent) if unsent else 'none'}"))
-    return "\n".join(lines)
-
-
-def _figure(value: float) -> str:
-    if value >= 1e8:
-        return f"{value:.3g}"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
-
-
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def shipped() -> dict[str, Path]:

@@ -19,8 +19,9 @@ from loadgen.cli import main as cli
 from loadgen.cli.options import Prompts
 from loadgen.cli.sweep_options import prompt_source
 from loadgen.errors import DatasetError, LoadgenError, UsageError
+from loadgen.report.dataset import render
 from loadgen.workloads import datasets, phrases
-from loadgen.workloads.datasets import KINDS, convert, find_dataset, inspect, make, render, shipped, spread
+from loadgen.workloads.datasets import KINDS, convert, find_dataset, inspect, make, shipped, spread
 from loadgen.workloads.prompts import LINE_FIELDS, SAMPLING_FIELDS, Prompt, SourceSpec, parse_line, read_prompts
 
 FOLDER = Path(__file__).parents[2] / "datasets"
