@@ -129,7 +129,7 @@ def validate(seeds: int) -> Iterator[str]:
     truths: dict[str, float] = {}
     for over, start, slo in CASES:
         if slo not in truths:
-            truths[slo] = truth_rps("poisson", 1.0, slo, TRUTH_WINDOW_S)
+            truths[slo] = truth_rps("poisson", 1.0, slo, ATTAINMENT, TRUTH_WINDOW_S)
         true = truths[slo]
         finds = [searched(over, start, slo, seed) for seed in range(1, seeds + 1)]
         sure = [find for find in finds if find.confirmed]

@@ -146,7 +146,7 @@ def evil_page(folder: Path) -> Path:
     requests[0].errors.append((0, "http_status", EVIL))
     empty: list[Any] = [[], []]
     found = manifest(simulated=False, model=EVIL)
-    found.engine |= {"kind": EVIL, "version": EVIL, "shell": EVIL}
+    found.engine.kind = found.engine.version = found.engine.shell = EVIL
     entries = [Entry(name=f"{EVIL}{i}", folder=folder, manifest=found, summary=made) for i in range(2)]
     pages = [RunPage(entry, requests, empty, empty, empty) for entry in entries]
     return written(folder, "evil", pages)
