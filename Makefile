@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 VLLM_VENV := .venv-vllm
+SGLANG_VENV := .venv-sglang
 KERNELS_VENV := .venv-kernels
 CHROMIUM ?= chromium
 VLLM_PYTHON ?= $(VLLM_VENV)/bin/python
+SGLANG_PYTHON ?= $(SGLANG_VENV)/bin/python
 # Byte code is made on first use instead of for all of scipy: the install is 50 MB smaller.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
@@ -15,7 +17,7 @@ help:
 	@echo "make demo          set up, and measure the embedded engine at 1, 8 and 64 in flight"
 	@echo "make test          set up, and run the quick tests and the linters"
 	@echo "make test-kernels  every kernel against its reference, and nvcc, without a GPU (torch for the CPU: 1.5 GB)"
-	@echo "make test-engines  the slower suites: engines' whole lives, a real vLLM on the CPU (3.4 GB), and the pages"
+	@echo "make test-engines  the slower suites: engines' whole lives, a real vLLM (3.4 GB) and SGLang (1.2 GB) on the CPU, and the pages"
 	@echo "make test-browser  report.html in a real Chromium"
 	@echo "make page          make the script of report.html again from web/ (Node.js and npm)"
 	@echo "make bench         loadgen's own error and cost, next to other clients (two cores, a C compiler)"
@@ -43,6 +45,15 @@ $(VLLM_VENV)/.made:
 	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check -q uninstall -y torchvision torchaudio torchcodec
 	touch $@
 
+$(SGLANG_VENV)/.made: $(wildcard tests/engines/sglang_cpu/*.*)
+	rm -rf $(SGLANG_VENV)
+	$(PYTHON) -m venv $(SGLANG_VENV)
+	$(SGLANG_VENV)/bin/python -m pip --disable-pip-version-check -q install --no-compile torch==2.13.0
+	$(SGLANG_VENV)/bin/python -m pip --disable-pip-version-check -q install --no-compile --no-deps \
+		-r tests/engines/sglang_cpu/requirements.txt
+	$(SGLANG_VENV)/bin/python tests/engines/sglang_cpu/adjust.py
+	touch $@
+
 # The interpreter of this Triton, the one that torch 2.11 brings, does not work with numpy 2.4.
 $(KERNELS_VENV)/.made: pyproject.toml
 	$(PYTHON) -m venv $(KERNELS_VENV)
@@ -68,8 +79,11 @@ test-kernels: $(KERNELS_VENV)/.made
 ifeq ($(VLLM_PYTHON),$(VLLM_VENV)/bin/python)
 test-engines: $(VLLM_VENV)/.made
 endif
+ifeq ($(SGLANG_PYTHON),$(SGLANG_VENV)/bin/python)
+test-engines: $(SGLANG_VENV)/.made
+endif
 test-engines: test-browser $(VENV)/.dev
-	LOADGEN_VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/pytest -q -m 'engines or launches or slow'
+	LOADGEN_VLLM_PYTHON=$(VLLM_PYTHON) LOADGEN_SGLANG_PYTHON=$(SGLANG_PYTHON) $(BIN)/pytest -q -m 'engines or launches or slow'
 
 test-browser: $(VENV)/.browser
 	command -v $(CHROMIUM) >/dev/null || { test "$$(id -u)" = 0 && apt-get -qq update && apt-get -qqy install chromium; } \
@@ -93,4 +107,4 @@ bench-quick: $(VENV)/.base
 	$(BIN)/python benchmarks/report.py --quick --output /tmp/loadgen-bench-quick-report.json
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(KERNELS_VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM_VENV) $(SGLANG_VENV) $(KERNELS_VENV) .pytest_cache .mypy_cache .ruff_cache

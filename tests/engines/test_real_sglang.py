@@ -1,4 +1,4 @@
-"""A real SGLang on the CPU, serving the tiny model; docs/engines.md says how its environment is made."""
+"""A real SGLang on the CPU, serving the tiny model; ``make .venv-sglang/.made`` makes its environment."""
 
 from __future__ import annotations
 
