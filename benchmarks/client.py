@@ -105,16 +105,16 @@ def timed(argv: list[str], timeout_s: float = 900, **more) -> dict:
 
 
 class Version(NamedTuple):
-    """A checkout of loadgen and the Python that has its packages."""
+    """A checkout of loadgen and the Python that has its packages.
+
+    ``python -m`` looks for loadgen in the working folder first: commands run in ``root``.
+    """
 
     root: Path
     python: str
 
     def command(self, *words: str) -> list[str]:
         return [self.python, "-m", "loadgen", *words]
-
-    def environ(self) -> dict[str, str]:
-        return {**os.environ, "PYTHONPATH": str(self.root)}
 
 
 THIS = Version(HERE.parent, sys.executable)
@@ -128,7 +128,7 @@ def run_loadgen(
         argv += ["--concurrency", str(concurrency), "--requests", str(requests), "--workers", "1"]
         argv += ["--input-tokens", str(inputs), "--output-tokens", str(outputs), "--json"]
         argv += ["--output", f"{folder}/run"] + ([] if warmup else ["--no-warmup"])
-        run = timed(argv, env=version.environ())
+        run = timed(argv, cwd=version.root)
         try:
             level = json.loads(run["out"])["levels"][0]
         except (json.JSONDecodeError, IndexError):
@@ -201,7 +201,7 @@ def quick_facts(port: int, times: int = 5, version: Version = THIS) -> dict:
 
     def wall(*words: str) -> float:
         start = time.perf_counter()
-        subprocess.run(version.command(*words), env=version.environ(), capture_output=True, check=False)
+        subprocess.run(version.command(*words), cwd=version.root, capture_output=True, check=True)
         return time.perf_counter() - start
 
     with tempfile.TemporaryDirectory() as folder:
