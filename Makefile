@@ -17,7 +17,7 @@ help:
 	@echo "make demo          set up, and measure the embedded engine at 1, 8 and 64 in flight"
 	@echo "make test          set up, and run the quick tests and the linters"
 	@echo "make test-kernels  every kernel against its reference, and nvcc, without a GPU (torch for the CPU: 1.5 GB)"
-	@echo "make test-engines  the slower suites: engines' whole lives, a real vLLM (3.4 GB) and SGLang (1.2 GB) on the CPU, and the pages"
+	@echo "make test-engines  the slower suites: engines' whole lives, a real vLLM (3.4 GB) and SGLang (1.5 GB) on the CPU, and the pages"
 	@echo "make test-browser  report.html in a real Chromium"
 	@echo "make page          make the script of report.html again from web/ (Node.js and npm)"
 	@echo "make bench         loadgen's own error and cost, next to other clients (two cores, a C compiler)"
@@ -48,8 +48,8 @@ $(VLLM_VENV)/.made:
 $(SGLANG_VENV)/.made: $(wildcard tests/engines/sglang_cpu/*.*)
 	rm -rf $(SGLANG_VENV)
 	$(PYTHON) -m venv $(SGLANG_VENV)
-	$(SGLANG_VENV)/bin/python -m pip --disable-pip-version-check -q install --no-compile torch==2.13.0
-	$(SGLANG_VENV)/bin/python -m pip --disable-pip-version-check -q install --no-compile --no-deps \
+	$(SGLANG_VENV)/bin/python -m pip --disable-pip-version-check -q install torch==2.13.0
+	$(SGLANG_VENV)/bin/python -m pip --disable-pip-version-check -q install --no-deps \
 		-r tests/engines/sglang_cpu/requirements.txt
 	$(SGLANG_VENV)/bin/python tests/engines/sglang_cpu/adjust.py
 	touch $@
