@@ -7,13 +7,14 @@ A load is one of a tagged union. In JSON the tag stands first, in the field ``mo
     {"model": "all at once", "requests": 500}
 
 A further kind of load (sessions, a mix of classes) is a further struct with the same properties, added to
-:data:`Load`. Everything that is said about a load in a report is said here, so that no report needs to know the kinds.
+:data:`Load`. ``unit`` is the unit of ``value``; ``column`` is the heading of a narrow column of such loads, two lines.
+Everything that is said about a load in a report is said here, so that no report needs to know the kinds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import msgspec
 
@@ -28,13 +29,16 @@ class Closed(msgspec.Struct, frozen=True, kw_only=True, tag_field="model", tag="
         round: index of the round, from 0, where there are several rounds.
     """
 
+    unit: ClassVar[str] = "in flight"
+    column: ClassVar[tuple[str, str]] = ("in", "flight")
+
     concurrency: int
     round: int | None = None
 
     @property
     def text(self) -> str:
         """As a sentence has it: ``8 in flight``, ``8 in flight, round 2``."""
-        return _with_round(f"{self.concurrency} in flight", self.round)
+        return _with_round(self.name, self.round)
 
     @property
     def name(self) -> str:
@@ -57,16 +61,6 @@ class Closed(msgspec.Struct, frozen=True, kw_only=True, tag_field="model", tag="
         return self.concurrency or None
 
     @property
-    def unit(self) -> str:
-        """Of ``value``."""
-        return "in flight"
-
-    @property
-    def column(self) -> tuple[str, str]:
-        """The head of a narrow column of such loads, in two lines."""
-        return "in", "flight"
-
-    @property
     def key(self) -> Closed:
         """Equal for loads that are compared with each other."""
         return msgspec.structs.replace(self, round=None)
@@ -81,6 +75,9 @@ class Open(msgspec.Struct, frozen=True, kw_only=True, tag_field="model", tag="op
         max_in_flight: requests due beyond this many are sent late; None where there is no limit.
         round: index of the round, from 0, where there are several rounds.
     """
+
+    unit: ClassVar[str] = "requests/s"
+    column: ClassVar[tuple[str, str]] = ("rate", "per s")
 
     rate_rps: float
     arrival: str | None = None
@@ -113,16 +110,6 @@ class Open(msgspec.Struct, frozen=True, kw_only=True, tag_field="model", tag="op
         return None
 
     @property
-    def unit(self) -> str:
-        """Of ``value``."""
-        return "requests/s"
-
-    @property
-    def column(self) -> tuple[str, str]:
-        """The head of a narrow column of such loads, in two lines."""
-        return "rate", "per s"
-
-    @property
     def key(self) -> Open:
         """Equal for loads that are compared with each other: what only bounds the load is left out."""
         return msgspec.structs.replace(self, round=None, max_in_flight=None)
@@ -130,6 +117,9 @@ class Open(msgspec.Struct, frozen=True, kw_only=True, tag_field="model", tag="op
 
 class AllAtOnce(msgspec.Struct, frozen=True, kw_only=True, tag_field="model", tag="all at once", omit_defaults=True):
     """Every request sent at the start, as other tools can; loadgen measures no such level itself."""
+
+    unit: ClassVar[str] = "requests at once"
+    column: ClassVar[tuple[str, str]] = ("at", "once")
 
     requests: int
     round: int | None = None
@@ -158,16 +148,6 @@ class AllAtOnce(msgspec.Struct, frozen=True, kw_only=True, tag_field="model", ta
     def slots(self) -> int | None:
         """None: what is in flight only falls."""
         return None
-
-    @property
-    def unit(self) -> str:
-        """Of ``value``."""
-        return "requests at once"
-
-    @property
-    def column(self) -> tuple[str, str]:
-        """The head of a narrow column of such loads, in two lines."""
-        return "at", "once"
 
     @property
     def key(self) -> AllAtOnce:

@@ -215,7 +215,7 @@ class GpuFigures(msgspec.Struct, kw_only=True):
 
     @property
     def energy_j(self) -> float | None:
-        """Of all GPUs together over the window; None where one is not known."""
+        """Joules that all GPUs together used over the window; None unless the energy of every GPU is known."""
         known = [device.energy_j for device in self.devices if device.energy_j is not None]
         return math.fsum(known) if known and len(known) == len(self.devices) else None
 

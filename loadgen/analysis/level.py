@@ -157,7 +157,7 @@ def latencies(outcomes: Sequence[Outcome], name: str) -> NDArray[np.float64]:
 def _standard_errors(
     gathered: LevelAccumulator, outcomes: Sequence[Outcome], ttft: Distribution, slots: int | None, window_s: float
 ) -> dict[str, float]:
-    """Of what is averaged over rounds, by the same estimates as the intervals."""
+    """Standard errors of the figures that are averaged over rounds, by the same estimates as their intervals."""
     found: dict[str, float] = {}
     for name in ("ttft", "tpot"):
         known = mean_error(latencies(outcomes, f"{name}_s"), period=slots)

@@ -30,6 +30,7 @@ class Metric(NamedTuple):
         place: in tables for people, columns of a higher place stand further right.
         withheld: loadgen's own delay would be in it, so that a CLIENT_BOUND level shows none to people.
         intervals: of a distribution: whether its mean and quantiles have 95 % intervals.
+        interval: of one number: the path of its 95 % interval, where the level's ``ci95`` does not have it.
         family, help: name and help text of the OpenMetrics family; empty takes those that follow from key and name.
     """
 
@@ -46,6 +47,7 @@ class Metric(NamedTuple):
     page: tuple[str, ...] = ()
     withheld: bool = False
     intervals: bool = False
+    interval: str = ""
     place: int = 0
     family: str = ""
     help: str = ""
@@ -314,13 +316,13 @@ METRICS = [
         "slo.attainment", "attainment", "share",
         "good requests over offered ones",
         short="attainment", withheld=True, family="loadgen_slo_attainment_ratio",
-        help="Share of the offered requests that met every objective.",
+        help="Share of the offered requests that met every objective.", interval="slo.attainment_ci95",
     ),
     Metric(
         "slo.goodput_rps", "goodput", "requests/s",
         "good requests over the window",
         short="goodput/s", withheld=True, family="loadgen_goodput_requests_per_second",
-        help="Requests that met every objective, per second.",
+        help="Requests that met every objective, per second.", interval="slo.goodput_ci95_rps",
     ),
     Metric(
         "open_loop.intended_rate_rps", "intended rate", "requests/s",
@@ -463,14 +465,9 @@ def value_at(level: LevelSummary, key: str) -> Any:
 
 
 def interval_of(level: LevelSummary, metric: Metric) -> tuple[float, float] | None:
-    """The 95 % interval of a row that is one number; None where there is none."""
-    if metric.key in level.ci95:
-        return level.ci95[metric.key]
-    if metric.key == "slo.attainment":
-        found: tuple[float, float] | None = value_at(level, "slo.attainment_ci95")
-    else:
-        found = value_at(level, "slo.goodput_ci95_rps") if metric.key == "slo.goodput_rps" else None
-    return found
+    """The 95 % interval of a metric that is one number; None if the level has no interval for it."""
+    found: tuple[float, float] | None = level.ci95.get(metric.key)
+    return value_at(level, metric.interval) if found is None and metric.interval else found
 
 
 def shown_in(table: str) -> Iterator[tuple[Metric, str]]:

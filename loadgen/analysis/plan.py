@@ -68,9 +68,9 @@ class Demand(msgspec.Struct, kw_only=True):
 
 
 class Speed(msgspec.Struct, kw_only=True):
-    """The capacity at which users get so many tokens/s each, in place of the SLO's TPOT.
+    """The capacity at which each user gets ``tokens_per_s`` tokens/s, a limit that replaces the SLO's TPOT.
 
-    None where it cannot be told.
+    Figures are None if the sweep does not show them.
     """
 
     tokens_per_s: int
@@ -120,7 +120,7 @@ class Plan(msgspec.Struct, kw_only=True):
         headroom: the chance of breaking the SLO between neighbouring loads, by rising load.
         bursts: of a run with Poisson arrivals: what the runs beside it say that differ only in these
             (:func:`add_bursts`).
-        refused: why there is none, and what to measure; then nothing below it is set.
+        refused: why there is no plan, and what to measure; the attributes below are then not set.
         capacity_rps: of one replica; the upper end is None where the sweep never reached the limit.
         binds: what breaks first.
         input_tokens, output_tokens: means per request at the load of the capacity's lower end.

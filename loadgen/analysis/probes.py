@@ -33,8 +33,8 @@ Interval = tuple[float, float]
 
 # What ends a search, since it is not the server's limit, in words.
 BLOCKS = {
-    "CLIENT_BOUND": "loadgen itself, not the server, is what binds there: use more --workers, free cores, or another "
-    "machine for it",
+    "CLIENT_BOUND": "loadgen itself, not the server, was the limit there: use more --workers, free cores, or run "
+    "loadgen on another machine",
     "LOAD_NOT_ACHIEVED": "the load was not reached there, for another reason than the objectives",
     "OUTPUT_MISMATCH": "the server did not return as many tokens as were asked for",
     "INTERRUPTED": "the level did not run to its end",

@@ -70,7 +70,7 @@ class SeriesNames:
 
 
 def parse_prometheus(text: str, names: SeriesNames) -> dict[str, float]:
-    """The metrics of :data:`METRICS` on a Prometheus page; {} when there are none, or the page is broken."""
+    """Values of :data:`METRICS` that a Prometheus page has; an empty dict if it has none or cannot be parsed."""
     from prometheus_client.parser import text_string_to_metric_families
 
     # Only lines that are wanted are parsed: a page has hundreds of histogram buckets.

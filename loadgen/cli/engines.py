@@ -214,7 +214,7 @@ def _add_serve(kind: str) -> None:
     @command(
         serve,
         f"""
-# A model from the Hugging Face hub, at port 8000
+# A model in a folder, at port 8000
 loadgen engines serve {kind} --model ./M
 # On the second GPU, at another port
 loadgen engines serve {kind} --model ./M --device 1 --port 8001

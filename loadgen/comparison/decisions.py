@@ -76,8 +76,8 @@ def fail_on(text: str) -> Condition:
 def decide(condition: Condition, comparison: Comparison) -> list[Ruling]:
     """The condition at every level, decided on the interval and not on the point.
 
-    ``>`` fails where the interval's lower end is above the bound, passes where its upper end is not,
-    and is undecided where the interval holds the bound, or there is none; ``<`` is the mirror image.
+    ``>`` fails if the interval's lower end is above the bound and passes if its upper end is not. It is undecided
+    if the bound is inside the interval, or there is no interval. ``<`` is the mirror image.
     Intervals hold at all levels together with 95 % confidence (Bonferroni), so that a comparison of many
     levels does not fail by chance more often than one of few.
     """

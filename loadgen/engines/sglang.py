@@ -21,7 +21,7 @@ from loadgen.engines.spec import (
     EngineCommand,
     EngineSpec,
     check_fit,
-    device_env,
+    engine_env,
     facts_of,
     gpus_for,
     share_with_weights,
@@ -94,9 +94,7 @@ def prepare(spec: EngineSpec, install: Install | None, found: list[gpus.Gpu]) ->
         if value is not None:
             check_arguments([option], known, program, asked_as)
             argv += [option, str(value)]
-    env: dict[str, str | None] = {**device_env(spec), **({"SGLANG_USE_CPU_ENGINE": "1"} if on_cpu else {})}
-    if model.local:
-        env["HF_HUB_OFFLINE"] = "1"
+    env = engine_env(spec, model) | ({"SGLANG_USE_CPU_ENGINE": "1"} if on_cpu else {})
     return EngineCommand(
         kind="sglang",
         version=install.version,

@@ -246,6 +246,11 @@ def device_env(spec: EngineSpec) -> dict[str, str | None]:
     return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": spec.device}
 
 
+def engine_env(spec: EngineSpec, model: Model) -> dict[str, str | None]:
+    """The environment of every engine that is launched: its devices, and no use of the hub for a local model."""
+    return device_env(spec) | ({"HF_HUB_OFFLINE": "1"} if model.local else {})
+
+
 def split_arguments(lines: list[str]) -> list[str]:
     """``--engine-arg`` values as words: each may hold an option and its value.
 

@@ -20,7 +20,7 @@ from loadgen import gpus
 from loadgen.engines.engine import Engine, Finding, Libraries
 from loadgen.engines.installs import Install, check_arguments, help_text, options_in, same_option, version_tuple
 from loadgen.engines.models import Model, find_model
-from loadgen.engines.spec import EngineCommand, EngineSpec, check_fit, chosen_gpus, device_env, install_facts
+from loadgen.engines.spec import EngineCommand, EngineSpec, check_fit, chosen_gpus, engine_env, install_facts
 from loadgen.engines.trtllm_bench import ENDINGS, run_offline
 from loadgen.engines.trtllm_metrics import SERIES, IterationPage
 from loadgen.environment import cache_folder
@@ -189,9 +189,7 @@ def prepare(spec: EngineSpec, install: Install | None, found: list[gpus.Gpu]) ->
         # JSON is YAML too, and needs no library to be written right.
         files[OPTIONS_FILE] = json.dumps(options, indent=2) + "\n"
         add("--extra_llm_api_options", "{folder}/" + OPTIONS_FILE, "--prefix-caching")
-    env = device_env(spec)
-    if model.local:
-        env["HF_HUB_OFFLINE"] = "1"
+    env = engine_env(spec, model)
     return EngineCommand(
         kind="trtllm",
         version=install.version,

@@ -16,7 +16,7 @@ from loadgen.engines.spec import (
     EngineCommand,
     EngineSpec,
     check_fit,
-    device_env,
+    engine_env,
     facts_of,
     gpus_for,
     share_with_weights,
@@ -92,9 +92,7 @@ def prepare(spec: EngineSpec, install: Install | None, found: list[gpus.Gpu]) ->
     argv = start_words(install, model.path)
     argv += ["--served-model-name", model.name, "--host", spec.host, "--port", "{port}"]
     argv += ["--disable-uvicorn-access-log"]
-    env: dict[str, str | None] = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", **device_env(spec)}
-    if model.local:
-        env["HF_HUB_OFFLINE"] = "1"
+    env: dict[str, str | None] = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", **engine_env(spec, model)}
     if model.dummy_weights:
         argv += ["--load-format", "dummy"]
     for option, value in (
